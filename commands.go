@@ -1,0 +1,265 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/slashacom/slasha-init/healthz"
+	"github.com/slashacom/slasha-init/restore"
+	"github.com/slashacom/slasha-init/storage"
+)
+
+// dispatch runs the command that the first argument names. Only the first can:
+// everything behind -- belongs to the app.
+func dispatch(args, environ []string) int {
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		if len(args) == 0 {
+			args = []string{}
+		}
+		return run(args, environ)
+	}
+	name, args := args[0], args[1:]
+	switch name {
+	case "run":
+		return run(args, environ)
+	case "restore":
+		return restoreCommand(args, environ)
+	case "healthcheck":
+		return healthcheck(args, environ)
+	case "status":
+		return status(args, environ)
+	case "version":
+		fmt.Printf("slasha-init %s %s/%s %s\n", version, runtime.GOOS, runtime.GOARCH, runtime.Version())
+		return 0
+	case "help":
+		help(os.Stdout)
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "slasha-init: there is no command %s; to run it as the app, write: slasha-init -- %s\n", quote(name), oneWord(name))
+	return exitUsage
+}
+
+// oneWord keeps control characters of an argument off the terminal.
+func oneWord(s string) string { return strings.Trim(quote(s), `"`) }
+
+// tellConfig prints why a command can't be run as asked, and returns the exit code.
+func tellConfig(err error) int {
+	if errors.Is(err, pflag.ErrHelp) {
+		help(os.Stdout)
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, err)
+	var wrong *configError
+	if errors.As(err, &wrong) && !wrong.usage {
+		return exitConfig
+	}
+	return exitUsage
+}
+
+// restoreCommand restores to a file for a person who wants to look, or to the
+// database's path while the app does not run. It refuses to touch a file that
+// is there.
+func restoreCommand(args, environ []string) int {
+	cfg, err := Parse("restore", args, environ)
+	if err != nil {
+		return tellConfig(err)
+	}
+	out := newPatientWriter(os.Stderr)
+	out.hide(cfg.Secrets())
+	defer out.flush(500 * time.Millisecond)
+	log := newLogger(out, cfg)
+	if err := restoreTo(cfg, log, out); err != nil {
+		fmt.Fprintf(out, "slasha-init: %v\n", err)
+		var stopped *stoppedError
+		if errors.As(err, &stopped) {
+			return 128 + int(stopped.sig)
+		}
+		return exitRestore
+	}
+	return 0
+}
+
+type stoppedError struct{ sig syscall.Signal }
+
+func (e *stoppedError) Error() string {
+	return "stopped by " + e.sig.String() + "; nothing was restored"
+}
+
+// restoreTo restores into a scratch folder beside the output and links the
+// verified file to its name, which fails when a file has come there meanwhile.
+func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
+	dst, err := filepath.Abs(cfg.Output)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(dst); err == nil {
+		return fmt.Errorf("%s is there already; restore to another path with --output, or move it away", dst)
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	go func() {
+		if sig, ok := (<-signals).(syscall.Signal); ok {
+			cancel(&stoppedError{sig})
+		}
+	}()
+
+	storage.IsolateEnvironment(cfg.AccessKeyID != "")
+	sc := cfg.Storage()
+	sc.Logger = log
+	client, err := storage.Open(sc)
+	if err != nil {
+		return err
+	}
+	scratch, err := os.MkdirTemp(filepath.Dir(dst), ".slasha-restore-")
+	if err != nil {
+		return fmt.Errorf("cannot restore beside the output: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(scratch) }()
+
+	show := newProgress(log, os.Stderr)
+	file := filepath.Join(scratch, filepath.Base(dst))
+	done, err := restore.Fetch(ctx, restore.Config{
+		Client: client,
+		Explain: func(err error) (string, bool) {
+			p := client.Explain(err)
+			return p.Sentence, p.Temporary
+		},
+		Timestamp:  cfg.Timestamp,
+		OnProgress: show.show,
+		Logger:     log,
+	}, file, cfg.TXID, 0)
+	show.done()
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Link(file, dst); err != nil {
+		return fmt.Errorf("cannot put the restored database into place: %w", err)
+	}
+	fmt.Fprintf(out, "slasha-init: restored %s from %s: %s in %s\n", dst, client, healthz.Bytes(done.BytesDone), done.Took.Round(time.Millisecond))
+	return nil
+}
+
+// askTimeout is how long healthcheck and status wait for an answer.
+const askTimeout = 4 * time.Second
+
+func ask(cfg Config) (healthz.Status, error) {
+	if cfg.HealthAddr == "" {
+		return healthz.Status{}, errors.New("the health page is off (--health-addr off)")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
+	defer cancel()
+	return healthz.Fetch(ctx, cfg.HealthAddr)
+}
+
+// healthcheck exits with 0 when the container is healthy and with 1 when not.
+func healthcheck(args, environ []string) int {
+	cfg, err := Parse("healthcheck", args, environ)
+	if err != nil {
+		return tellConfig(err)
+	}
+	s, err := ask(cfg)
+	switch {
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "slasha-init:", err)
+		return 1
+	case !s.Healthy:
+		why := "not healthy"
+		if s.HealthError != nil {
+			why = *s.HealthError
+		}
+		fmt.Println(why)
+		return 1
+	}
+	fmt.Println("healthy")
+	return 0
+}
+
+// status prints the status for a person, or as JSON.
+func status(args, environ []string) int {
+	cfg, err := Parse("status", args, environ)
+	if err != nil {
+		return tellConfig(err)
+	}
+	s, err := ask(cfg)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "slasha-init:", err)
+		return 1
+	}
+	if cfg.JSON {
+		enc := json.NewEncoder(os.Stdout)
+		enc.SetIndent("", "  ")
+		_ = enc.Encode(s)
+		return 0
+	}
+	word := "healthy"
+	switch {
+	case !s.Enabled:
+		word = "running without backups"
+	case !s.Healthy && s.HealthError != nil:
+		word = "not healthy: " + *s.HealthError
+	}
+	fmt.Println(word)
+	for _, row := range healthz.Rows(s, time.Now()) {
+		fmt.Printf("%-14s %s\n", row[0], row[1])
+	}
+	return 0
+}
+
+// help prints all there is to set.
+func help(w io.Writer) {
+	fmt.Fprint(w, `slasha-init keeps an app's SQLite database in an S3-compatible bucket: it restores
+it when it is missing, runs the app, streams every commit to the bucket, and
+answers /healthz.
+
+  slasha-init [flags] -- COMMAND [ARG...]      run COMMAND under supervision
+  slasha-init run [flags] -- COMMAND [ARG...]  the same, spelled out
+  slasha-init restore [flags] [--output PATH]  restore to a file and exit
+  slasha-init healthcheck                      exit 0 if healthy, 1 if not
+  slasha-init status [--json]                  the same, for a person
+  slasha-init version | help
+
+Each flag can also be set as a variable: --db-path as SLASHA_DB_PATH. The flag
+wins. The keys can come from files: SLASHA_SECRET_ACCESS_KEY_FILE. Without
+--db-path and --bucket the app is only supervised.
+
+`)
+	for _, o := range options {
+		name, usage := pflag.UnquoteUsage(&pflag.Flag{Name: o.name, Usage: o.usage, Value: stringValue(o.value)})
+		if o.boolean {
+			name = ""
+		}
+		line := fmt.Sprintf("  --%s %s", o.name, name)
+		if o.only != nil {
+			usage += " (" + strings.Join(o.only, ", ") + ")"
+		}
+		if o.value != "" {
+			usage += " (default " + o.value + ")"
+		}
+		fmt.Fprintf(w, "%-28s %s\n", line, usage)
+	}
+}
+
+// stringValue makes pflag take the option for one of a string.
+type stringValue string
+
+func (stringValue) Set(string) error { return nil }
+func (stringValue) Type() string     { return "string" }
+func (v stringValue) String() string { return string(v) }

@@ -1,0 +1,360 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/superfly/ltx"
+
+	"github.com/slashacom/slasha-init/storage"
+)
+
+// Config is what the flags and the environment ask for, judged. Its fields have
+// the flags' names; see options for their meanings.
+type Config struct {
+	Command     []string // the app's, after --
+	Environ     []string // the app's
+	ProcessType string
+
+	DBPath          string
+	Bucket          string
+	Endpoint        storage.Endpoint
+	AccessKeyID     string
+	SecretAccessKey string
+	PathPrefix      string
+	Region          string
+
+	SyncInterval     time.Duration
+	MaxLag           time.Duration
+	SnapshotInterval time.Duration
+	Retention        time.Duration
+	StopTimeout      time.Duration
+
+	HealthAddr string // "" serves nothing
+	LogFormat  string
+	LogLevel   slog.Level
+
+	// Of single commands.
+	Output    string
+	Timestamp time.Time
+	TXID      ltx.TXID
+	JSON      bool
+}
+
+// Enabled reports whether backups are on. When they are off, the app is only
+// supervised.
+func (c Config) Enabled() bool { return c.DBPath != "" }
+
+// StateDir is our own folder beside the database.
+func (c Config) StateDir() string {
+	dir, name := filepath.Split(c.DBPath)
+	return filepath.Join(dir, "."+name+".slasha")
+}
+
+// Secrets lists what must never be printed.
+func (c Config) Secrets() []string { return []string{c.SecretAccessKey, c.AccessKeyID} }
+
+// Storage is what the replica's client gets.
+func (c Config) Storage() storage.Config {
+	return storage.Config{
+		Endpoint:        c.Endpoint,
+		Bucket:          c.Bucket,
+		Prefix:          c.PathPrefix,
+		AccessKeyID:     c.AccessKeyID,
+		SecretAccessKey: c.SecretAccessKey,
+		Region:          c.Region,
+	}
+}
+
+// configError is all that is wrong with what was asked for.
+type configError struct {
+	problems []problem
+	usage    bool // a flag is wrong, as opposed to a value
+	secrets  []string
+}
+
+func (e *configError) Error() string {
+	lines := make([]string, len(e.problems))
+	for i, p := range e.problems {
+		lines[i] = "slasha-init: " + redact(p.String(), e.secrets)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Parse reads the arguments and the environment of a command and judges every
+// value. It makes no request and changes nothing. The error is pflag.ErrHelp,
+// or a *configError that tells all problems at once.
+func Parse(command string, args, environ []string) (Config, error) {
+	src := &source{command: command, flags: flagSet(command), env: make(map[string]string)}
+	for _, kv := range environ {
+		if name, value, ok := strings.Cut(kv, "="); ok {
+			src.env[name] = value
+		}
+	}
+	rest, wrong, err := parseFlags(src.flags, args)
+	if err != nil {
+		return Config{}, err
+	}
+	cfg := Config{Command: rest, Environ: appEnviron(environ)}
+	cfg.read(src)
+	usage := len(wrong) > 0
+	if !usage {
+		wrong = cfg.checkArguments(command, src.flags.ArgsLenAtDash() == 0)
+		usage = len(wrong) > 0
+	}
+	if all := append(wrong, src.problems...); len(all) > 0 {
+		return Config{}, &configError{problems: all, usage: usage, secrets: cfg.Secrets()}
+	}
+	return cfg, nil
+}
+
+// checkArguments judges what follows the flags.
+func (c *Config) checkArguments(command string, dash bool) []problem {
+	switch {
+	case command == "run" && len(c.Command) > 0 && !dash:
+		return []problem{{where: "COMMAND", value: quote(c.Command[0]), want: "must stand behind --, like: slasha-init -- /app serve"}}
+	case command == "run" && len(c.Command) == 0:
+		return []problem{{where: "COMMAND", want: "is missing; write it after --, like: slasha-init -- /app serve"}}
+	case command != "run" && len(c.Command) > 0:
+		return []problem{{where: command, value: quote(c.Command[0]), want: "takes no arguments, only flags"}}
+	}
+	return nil
+}
+
+// read fills in and judges the configuration, in the order of the options.
+func (c *Config) read(s *source) {
+	c.HealthAddr = s.healthAddr()
+	if s.command == "healthcheck" || s.command == "status" {
+		// They only ask the health page: what else is set is for run to judge.
+		c.JSON = s.command == "status" && s.get("json").value == "true"
+		return
+	}
+	c.readReplica(s)
+	for _, d := range []struct {
+		name string
+		to   *time.Duration
+		most time.Duration
+	}{
+		{"sync-interval", &c.SyncInterval, time.Hour},
+		{"max-lag", &c.MaxLag, 24 * time.Hour},
+		{"snapshot-interval", &c.SnapshotInterval, 31 * 24 * time.Hour},
+		{"retention", &c.Retention, 100 * 365 * 24 * time.Hour},
+		{"stop-timeout", &c.StopTimeout, 24 * time.Hour},
+	} {
+		*d.to = s.duration(d.name, d.most)
+	}
+	if set := s.get("process-type"); !processType.MatchString(set.value) {
+		s.complain(option{name: "process-type"}, set, "must be a word of small letters, digits, - and _, like web or worker")
+	} else {
+		c.ProcessType = set.value
+	}
+	c.readLog(s)
+	if s.command == "restore" {
+		c.readRestore(s)
+	}
+	s.refuseLater()
+}
+
+var (
+	processType = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
+	bucketName  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]$`)
+	regionName  = regexp.MustCompile(`^[a-z0-9-]{2,64}$`)
+)
+
+// readReplica reads what says which database goes where. Either all of it is
+// there or none: half of it must not become a run without backups.
+func (c *Config) readReplica(s *source) {
+	db, bucket, endpoint := s.get("db-path"), s.get("bucket"), s.get("endpoint")
+	id, key := s.get("access-key-id"), s.get("secret-access-key")
+	prefix, region := s.get("path-prefix"), s.get("region")
+	c.AccessKeyID, c.SecretAccessKey = id.value, key.value
+
+	var err error
+	if c.Endpoint, err = storage.ParseEndpoint(endpoint.value, bucket.value); err != nil {
+		if strings.ContainsAny(endpoint.value, "@?#") {
+			endpoint.value = "" // may hold a password
+		}
+		s.complain(option{name: "endpoint"}, endpoint, err.Error())
+	}
+	folder := c.Endpoint.IsFile()
+
+	// LITESTREAM_ variables alone may be for another program of the image.
+	asked := db.value != "" || bucket.value != "" || endpoint.value != "" ||
+		(id.from != "" && id.from != "LITESTREAM_ACCESS_KEY_ID") || (key.from != "" && key.from != "LITESTREAM_SECRET_ACCESS_KEY")
+	if !asked {
+		return
+	}
+	if db.value == "" && s.needsDB() {
+		s.complain(option{name: "db-path"}, db, "is not set, but other settings of a backup are; set it to the absolute path of the database")
+	}
+	if bucket.value == "" && !folder {
+		s.complain(option{name: "bucket"}, bucket, "is not set, but other settings of a backup are; set it, or none of --db-path, --endpoint and the keys to run without backups")
+	}
+	if (id.value == "") != (key.value == "") {
+		missing := option{name: "access-key-id", secret: true}
+		if key.value == "" {
+			missing.name = "secret-access-key"
+		}
+		s.complain(missing, setting{}, "is not set, but the other half of the key is; set both, or none to use the AWS SDK's own chain")
+	}
+	for _, k := range []struct {
+		name string
+		setting
+	}{{"access-key-id", id}, {"secret-access-key", key}} {
+		if strings.ContainsFunc(k.value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			s.complain(option{name: k.name, secret: true}, k.setting, "holds a space, a line break or another character that no key has (not shown)")
+		}
+	}
+	c.DBPath = s.dbPath(db)
+	c.Bucket = s.bucket(bucket)
+	c.PathPrefix = s.prefix(prefix)
+	if region.value != "" && !regionName.MatchString(region.value) {
+		s.complain(option{name: "region"}, region, "is no region; write it like eu-central-1, or leave it out to ask the server")
+	}
+	c.Region = region.value
+}
+
+// needsDB: a restore to --output needs to know only the replica.
+func (s *source) needsDB() bool {
+	return s.command != "restore" || s.get("output").value == ""
+}
+
+func (s *source) dbPath(set setting) string {
+	o := option{name: "db-path"}
+	v := set.value
+	switch {
+	case v == "":
+		return ""
+	case strings.ContainsFunc(v, isControl):
+		s.complain(o, set, "holds a control character")
+	case !filepath.IsAbs(v):
+		s.complain(o, set, "must be absolute, like /data/app.db")
+	case strings.HasSuffix(v, "/") || filepath.Base(filepath.Clean(v)) == "/":
+		s.complain(o, set, "names a folder; name the database file in it, like /data/app.db")
+	case filepath.Clean(v) != v:
+		s.complain(o, set, "holds . or .. or a double slash; write it as "+quote(filepath.Clean(v)))
+	default:
+		if fi, err := os.Stat(v); err == nil && !fi.Mode().IsRegular() {
+			s.complain(o, set, "is a folder or a device, not a file; name the database file, like /data/app.db")
+		}
+	}
+	return v
+}
+
+func (s *source) bucket(set setting) string {
+	o := option{name: "bucket"}
+	switch {
+	case set.value == "":
+	case strings.Contains(set.value, "/"):
+		s.complain(o, set, "must be the name alone, without s3:// and without a folder; the folder belongs in --path-prefix")
+	case !bucketName.MatchString(set.value) || strings.Contains(set.value, ".."):
+		s.complain(o, set, "is no bucket name: 3 to 255 letters, digits, dots and hyphens")
+	}
+	return set.value
+}
+
+func (s *source) prefix(set setting) string {
+	o := option{name: "path-prefix"}
+	v := strings.Trim(set.value, "/")
+	switch {
+	case v == "":
+		s.complain(o, set, "must name a folder, like "+quote("litestream"))
+	case strings.ContainsFunc(v, isControl) || strings.Contains(v, `\`):
+		s.complain(o, set, "holds a control character or a backslash")
+	case len(v) > 512:
+		s.complain(o, set, "is longer than 512 bytes")
+	}
+	for _, part := range strings.Split(v, "/") {
+		if v != "" && (part == "" || part == "." || part == "..") {
+			s.complain(o, set, "holds . or .. or a double slash; write it like apps/shop")
+			break
+		}
+	}
+	return v
+}
+
+func isControl(r rune) bool { return r < ' ' || r == 0x7f }
+
+func (s *source) duration(name string, most time.Duration) time.Duration {
+	set := s.get(name)
+	d, err := time.ParseDuration(set.value)
+	switch {
+	case err != nil:
+		s.complain(option{name: name}, set, "is no duration; write it with a unit, like 500ms, 10s or 24h")
+	case d <= 0:
+		s.complain(option{name: name}, set, "must be more than zero")
+	case d > most:
+		s.complain(option{name: name}, set, fmt.Sprintf("must be at most %s", most))
+	}
+	return d
+}
+
+func (s *source) healthAddr() string {
+	set, o := s.get("health-addr"), option{name: "health-addr"}
+	if set.value == "off" {
+		return ""
+	}
+	host, port, err := net.SplitHostPort(set.value)
+	if err != nil || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		s.complain(o, set, "is no address; write host:port like 127.0.0.1:9180, or :9180 for all interfaces, or off")
+		return ""
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		s.complain(o, set, "has a port outside 0 to 65535")
+	}
+	return set.value
+}
+
+func (c *Config) readLog(s *source) {
+	format := s.get("log-format")
+	if format.value != "text" && format.value != "json" {
+		s.complain(option{name: "log-format"}, format, "must be text or json")
+	}
+	c.LogFormat = format.value
+	level := s.get("log-level")
+	switch level.value {
+	case "debug", "info", "warn", "error":
+		_ = c.LogLevel.UnmarshalText([]byte(level.value)) // these four can't fail
+	default:
+		s.complain(option{name: "log-level"}, level, "must be debug, info, warn or error")
+	}
+}
+
+// readRestore reads what the restore command alone has.
+func (c *Config) readRestore(s *source) {
+	out := s.get("output")
+	c.Output = out.value
+	if out.value == "" {
+		c.Output = c.DBPath
+	} else if strings.ContainsFunc(out.value, isControl) || strings.HasSuffix(out.value, "/") {
+		s.complain(option{name: "output"}, out, "must name a file")
+	}
+	if c.Bucket == "" && !c.Endpoint.IsFile() && len(s.problems) == 0 {
+		s.complain(option{name: "bucket"}, setting{}, "is not set; a restore needs to know its replica")
+	}
+	at, id := s.get("timestamp"), s.get("txid")
+	if at.value != "" {
+		t, err := time.Parse(time.RFC3339, at.value)
+		if err != nil {
+			s.complain(option{name: "timestamp"}, at, "is no time; write it as RFC 3339, like 2026-11-23T05:32:19Z")
+		}
+		c.Timestamp = t
+	}
+	if id.value != "" {
+		txid, err := ltx.ParseTXID(id.value)
+		if err != nil || txid == 0 {
+			s.complain(option{name: "txid"}, id, "is no transaction id; write it as 16 hex digits, like 00000000000003e8")
+		}
+		c.TXID = txid
+	}
+	if at.value != "" && id.value != "" {
+		s.complain(option{name: "txid"}, id, "can't be used together with --timestamp; leave one out")
+	}
+}

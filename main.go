@@ -1,0 +1,339 @@
+// Command slasha-init is a container's entrypoint and PID 1: it restores the
+// app's SQLite database from an S3-compatible bucket when it is missing, starts
+// the app, streams its WAL to the bucket, answers the platform's health poller,
+// and on stop uploads what the app wrote last before it exits with the app's own
+// code.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/slashacom/slasha-init/healthz"
+	"github.com/slashacom/slasha-init/replicate"
+	"github.com/slashacom/slasha-init/restore"
+	"github.com/slashacom/slasha-init/storage"
+	"github.com/slashacom/slasha-init/supervisor"
+)
+
+// version is set by the build.
+var version = "v0.0.0-dev"
+
+// Our own exit codes, beside the app's. From sysexits.h, where they fit.
+const (
+	exitUsage   = 64 // bad flag
+	exitUpload  = 70 // the app ended well, but the last upload did not
+	exitRestore = 74 // restore failed; the database is as it was
+	exitConfig  = 78 // bad configuration
+)
+
+func main() {
+	os.Exit(dispatch(os.Args[1:], os.Environ()))
+}
+
+// life is a container's life: what its steps share.
+type life struct {
+	cfg    Config
+	sup    *supervisor.Supervisor
+	out    *patientWriter
+	log    *slog.Logger
+	health *healthz.Health
+	client *storage.Client // nil when backups are off
+}
+
+// run is the life of a container, from top to bottom.
+func run(args, environ []string) int {
+	// Signals and reaping first: whatever comes from now on is not lost.
+	sup := supervisor.New()
+
+	cfg, err := Parse("run", args, environ)
+	if err != nil {
+		return tellConfig(err)
+	}
+	out := newPatientWriter(os.Stderr)
+	out.hide(cfg.Secrets())
+	defer out.flush(500 * time.Millisecond)
+	l := &life{cfg: cfg, sup: sup, out: out, log: newLogger(out, cfg)}
+	slog.SetDefault(forLibrary(l.log, cfg.LogLevel))
+
+	// The health page before everything that can take long, so that it can be
+	// watched.
+	if err := l.openStorage(); err != nil {
+		return l.refuse(err.Error())
+	}
+	page, err := l.serveHealth()
+	if err != nil {
+		return l.refuse(err.Error())
+	}
+	defer l.closePage(page)
+
+	// The right database, or none of our doing.
+	if code, ok := l.restore(); !ok {
+		return code
+	}
+
+	// Replicate, then start the app; when Run returns, nobody writes any more.
+	replication := l.replicate()
+	res := l.supervise()
+	code := l.exitCode(res)
+
+	// The last upload: always, whatever the app's code and however short it
+	// lived.
+	if err := replication.finish(res.Began.Add(cfg.StopTimeout)); err != nil {
+		l.log.Error(err.Error())
+		if endedWell(res) {
+			code = exitUpload
+		}
+	}
+	l.log.Info("exiting", "code", code, "app", res.Exit.String())
+	return code
+}
+
+// refuse ends a start that can't be made as configured.
+func (l *life) refuse(why string) int {
+	fmt.Fprintln(l.out, "slasha-init: "+why)
+	return exitConfig
+}
+
+// openStorage readies the replica's client. It makes no request.
+func (l *life) openStorage() error {
+	enabled := l.cfg.Enabled()
+	health := healthz.Config{Enabled: enabled, MaxLag: l.cfg.MaxLag, DBPath: l.cfg.DBPath, Version: version}
+	if enabled {
+		storage.IsolateEnvironment(l.cfg.AccessKeyID != "")
+		sc := l.cfg.Storage()
+		sc.Logger = l.log
+		sc.OnResult = func(r storage.Result) {
+			if r.Err == nil {
+				l.health.Checked(r.At)
+			}
+		}
+		client, err := storage.Open(sc)
+		if err != nil {
+			return err
+		}
+		l.client = client
+		health.Replica = client.String()
+	}
+	l.health = healthz.New(health)
+	return nil
+}
+
+// serveHealth opens the health page, unless it is off.
+func (l *life) serveHealth() (*healthz.Server, error) {
+	if l.cfg.HealthAddr == "" {
+		return nil, nil
+	}
+	page, err := healthz.Listen(context.Background(), l.cfg.HealthAddr, l.health, l.log)
+	if err != nil {
+		return nil, fmt.Errorf("--health-addr %s: cannot listen there: %w; choose a free address, port 0, or off", quote(l.cfg.HealthAddr), errors.Unwrap(err))
+	}
+	l.log.Info("health page", "addr", page.Addr(), "version", version)
+	return page, nil
+}
+
+func (l *life) closePage(page *healthz.Server) {
+	if page != nil {
+		if err := page.Close(); err != nil {
+			l.log.Debug("closing the health page", "error", err)
+		}
+	}
+}
+
+// enter moves the health to a phase. A step that can't be is a bug of ours; it
+// is told, and does not stop a container.
+func (l *life) enter(p healthz.Phase) {
+	if err := l.health.Enter(p); err != nil {
+		l.log.Error("a bug in slasha-init, please report it", "error", err)
+	}
+}
+
+// restore brings the right database to its path. When it returns false the
+// app must not be started, and the container ends with the code.
+func (l *life) restore() (code int, ok bool) {
+	if l.client == nil {
+		stopped := l.stopped(&code)
+		return code, !stopped
+	}
+	ctx, cancel := l.untilStopped()
+	defer cancel()
+	progress := newProgress(l.log, os.Stderr)
+	out, err := restore.Run(ctx, restore.Config{
+		DBPath:   l.cfg.DBPath,
+		StateDir: l.cfg.StateDir(),
+		Client:   l.client,
+		Explain:  l.explain,
+		Patience: restorePatience,
+		Logger:   l.log,
+		OnProgress: func(p restore.Progress) {
+			l.enter(healthz.Restoring)
+			l.health.Restoring(restoreStatus(healthz.RestoreRunning, p))
+			progress.show(p)
+		},
+	})
+	progress.done()
+	switch {
+	case l.stopped(&code):
+		return code, false
+	case err != nil:
+		l.log.Error("the app is not started", "error", err)
+		if out.Action == restore.Restore {
+			l.health.Restoring(restoreStatus(healthz.RestoreFailed, out.Progress))
+		}
+		_ = l.health.Fail(err.Error())
+		return exitRestore, false
+	case out.Action == restore.Restore:
+		l.health.Restoring(restoreStatus(healthz.RestoreDone, out.Progress))
+	}
+	l.enter(healthz.Starting)
+	return 0, true
+}
+
+// restorePatience is for how long a replica that does not answer is asked again
+// when the database is missing: long enough for a bucket that starts together
+// with the app, short enough to be told of a mistake.
+const restorePatience = 20 * time.Second
+
+// stopped reports whether a stop signal has come, and then sets the exit code.
+func (l *life) stopped(code *int) bool {
+	sig := l.sup.StopSignal()
+	if sig == 0 {
+		return false
+	}
+	l.log.Info("stopped before the app was started", "signal", sig.String())
+	*code = 128 + int(sig)
+	return true
+}
+
+// untilStopped returns a context that a stop signal ends.
+func (l *life) untilStopped() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		select {
+		case <-l.sup.Stopping():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+func (l *life) explain(err error) (string, bool) {
+	p := l.client.Explain(err)
+	return redact(p.Sentence, l.cfg.Secrets()), p.Temporary
+}
+
+// supervise runs the app until it ends or is told to.
+func (l *life) supervise() supervisor.Result {
+	return l.sup.Run(supervisor.Config{
+		StopTimeout: l.cfg.StopTimeout,
+		Logger:      l.log,
+		OnStart: func(p supervisor.Process) {
+			l.health.Process(processStatus(p), false)
+			l.health.Ready(true)
+			l.enter(healthz.Running)
+		},
+		OnExit: func(p supervisor.Process, _ supervisor.Exit) { l.health.Process(processStatus(p), true) },
+		OnStopping: func(string) {
+			l.health.Ready(false)
+			l.enter(healthz.Stopping)
+		},
+	}, []supervisor.Command{{Type: l.cfg.ProcessType, Args: l.cfg.Command, Env: l.cfg.Environ}})
+}
+
+func processStatus(p supervisor.Process) healthz.Process {
+	return healthz.Process{Type: p.Type, PID: p.PID, StartedAt: healthz.Time(p.StartedAt)}
+}
+
+// exitCode is the app's own.
+func (l *life) exitCode(res supervisor.Result) int {
+	if res.Exit.Err != nil {
+		fmt.Fprintln(l.out, "slasha-init: "+res.Exit.Err.Error())
+	}
+	return res.Exit.Code
+}
+
+// endedWell reports whether the app's exit says nothing that a failed upload
+// would hide: it exited with 0, or by the signal that stopped the container.
+func endedWell(res supervisor.Result) bool {
+	return res.Exit.Code == 0 || (res.StopSignal != 0 && res.Exit.Signal == res.StopSignal)
+}
+
+// replication is the replicator at work, or nothing when backups are off.
+type replication struct {
+	*life
+	replicator *replicate.Replicator
+	cancel     context.CancelFunc
+	ended      chan struct{}
+}
+
+// replicate starts to stream the database to the replica.
+func (l *life) replicate() *replication {
+	if l.client == nil {
+		return &replication{life: l}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &replication{life: l, cancel: cancel, ended: make(chan struct{})}
+	r.replicator = replicate.New(replicate.Config{
+		DBPath:           l.cfg.DBPath,
+		Client:           l.client,
+		SyncInterval:     l.cfg.SyncInterval,
+		CheckInterval:    checkInterval,
+		SnapshotInterval: l.cfg.SnapshotInterval,
+		Retention:        l.cfg.Retention,
+		OnSync:           func(before time.Time, txid replicate.TXID) { l.health.Synced(before, txid.String()) },
+		OnCapture:        func(txid replicate.TXID) { l.health.Captured(txid.String()) },
+		OnPending:        l.health.Pending,
+		OnError:          l.replicationError,
+		Logger:           l.log,
+	})
+	go func() {
+		defer close(r.ended)
+		r.replicator.Run(ctx)
+	}()
+	return r
+}
+
+// checkInterval is how often an idle replica is asked for a sign of life: at
+// least every 30 s by contract, with room for a slow answer. It costs about
+// 93,000 requests a month.
+const checkInterval = 28 * time.Second
+
+func (l *life) replicationError(err error) {
+	if err == nil {
+		l.health.Problem("")
+		return
+	}
+	sentence, _ := l.explain(err)
+	l.health.Problem(sentence)
+}
+
+// finish makes the last upload, until the deadline or until somebody at the
+// keyboard gives up on it.
+func (r *replication) finish(deadline time.Time) error {
+	if r.replicator == nil {
+		return nil
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	go func() {
+		select {
+		case <-r.sup.GaveUp():
+			r.log.Warn("third interrupt: giving up the last upload")
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	r.log.Info("last upload", "budget", time.Until(deadline).Round(time.Millisecond))
+	r.cancel()
+	select {
+	case <-r.ended:
+	case <-ctx.Done():
+		return errors.New("the last upload failed: the replication did not end in time")
+	}
+	return r.replicator.Finish(ctx)
+}

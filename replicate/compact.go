@@ -1,0 +1,90 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/benbjohnson/litestream"
+)
+
+// compactable is the database of the moment, for the compaction goroutine.
+type compactable struct {
+	mu    sync.Mutex
+	store *litestream.Store
+	db    *litestream.DB
+}
+
+// restUntilCompaction is how long after the start the first compaction waits: a
+// container that has just restored has better things to upload.
+const restUntilCompaction = 20 * time.Second
+
+// compactAgain is when a compaction that failed, or whose database was not there,
+// is tried again.
+const compactAgain = time.Minute
+
+// compact runs Litestream's compactions and snapshots, one after the other and
+// never two at once, until ctx ends. The channel is closed when it has ended.
+func (r *Replicator) compact(ctx context.Context) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		levels := append(litestream.CompactionLevels{}, litestream.DefaultCompactionLevels[1:]...)
+		levels = append(levels, &litestream.CompactionLevel{Level: litestream.SnapshotLevel, Interval: r.cfg.SnapshotInterval})
+		due := make([]time.Time, len(levels))
+		for i := range due {
+			due[i] = time.Now().Add(restUntilCompaction)
+		}
+		for ctx.Err() == nil {
+			for i, level := range levels {
+				if now := time.Now(); now.Before(due[i]) {
+					continue
+				}
+				due[i] = time.Now().Add(compactAgain)
+				if r.compactLevel(ctx, level) {
+					due[i] = level.NextCompactionAt(time.Now())
+				}
+			}
+			next := due[0]
+			for _, t := range due[1:] {
+				if t.Before(next) {
+					next = t
+				}
+			}
+			wait(ctx, max(time.Until(next), time.Second))
+		}
+	}()
+	return done
+}
+
+// compactLevel reports whether the level is as it should be until its next time.
+func (r *Replicator) compactLevel(ctx context.Context, level *litestream.CompactionLevel) bool {
+	r.compacting.mu.Lock()
+	store, db := r.compacting.store, r.compacting.db
+	r.compacting.mu.Unlock()
+	if store == nil {
+		return false
+	}
+	_, err := store.CompactDB(ctx, db, level)
+	switch {
+	case err == nil, errors.Is(err, litestream.ErrNoCompaction), errors.Is(err, litestream.ErrCompactionTooEarly):
+	case errors.Is(err, litestream.ErrDBNotReady), ctx.Err() != nil:
+		return false
+	default:
+		r.cfg.Logger.Warn("compaction failed, trying again later", "level", level.Level, "error", err)
+		return false
+	}
+	if level.Level == litestream.SnapshotLevel && err == nil {
+		if err := store.EnforceSnapshotRetention(ctx, db); err != nil && ctx.Err() == nil {
+			r.cfg.Logger.Warn("old backups could not be deleted, trying again after the next snapshot", "error", err)
+		}
+	}
+	return true
+}
+
+func (r *Replicator) openForCompaction(store *litestream.Store, db *litestream.DB) {
+	r.compacting.mu.Lock()
+	defer r.compacting.mu.Unlock()
+	r.compacting.store, r.compacting.db = store, db
+}

@@ -1,0 +1,418 @@
+// Package replicate streams a live SQLite database into its replica.
+//
+// Litestream, as a library, reads the WAL and knows the files' format. When it
+// reads, when it uploads and what is told about it is decided here, by one loop
+// that captures and then uploads, in lockstep: the library's own pair of
+// monitors lags by up to two seconds, lets a backlog grow without bound when
+// the replica is slow, and waits up to five minutes after an outage.
+//
+// While a database is replicated, this process must not open and close its
+// file anywhere else: POSIX locks belong to the process, and any close of the
+// file drops those of Litestream's connection too. Stat is safe, and so is
+// reading the WAL.
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/benbjohnson/litestream"
+	"github.com/superfly/ltx"
+)
+
+// Client is the replica to write. Check makes one cheap request that only a
+// working replica answers well; it is asked on an idle database.
+type Client interface {
+	litestream.ReplicaClient
+	litestream.ReplicaClientV3
+	Check(ctx context.Context) error
+}
+
+// Config is what a Replicator needs. DBPath and Client are required, as are the
+// intervals.
+type Config struct {
+	DBPath string // absolute path of the database; it need not exist yet
+	Client Client
+
+	SyncInterval     time.Duration // least time between the uploads of a steady writer
+	CheckInterval    time.Duration // most time between two requests to the replica
+	SnapshotInterval time.Duration
+	Retention        time.Duration // how far back in time the replica can restore
+
+	// The hooks tell what happened, from the loop's goroutine and in its order.
+	// They must not block. All are optional.
+
+	// OnSync: the replica acknowledged an upload, or at the start it turned out
+	// to lack nothing. Everything whose commit returned before the time is in it.
+	OnSync func(before time.Time, txid ltx.TXID)
+	// OnCapture: transactions up to this one have been read from the WAL.
+	OnCapture func(txid ltx.TXID)
+	// OnPending: since when there are commits that the replica lacks, or the
+	// zero time.
+	OnPending func(since time.Time)
+	// OnError: why the newest attempt failed, or nil when one succeeded.
+	OnError func(error)
+
+	Logger *slog.Logger
+}
+
+// retryAfter is the pause after a failed attempt. The client has waited and
+// tried several times by then.
+const retryAfter = time.Second
+
+// lookAnyway is how often an idle database is read even though nothing told of
+// a change: for the WAL checkpoints that Litestream makes by time, and as the
+// net under the change notification.
+const lookAnyway = 10 * time.Second
+
+// Replicator replicates one database. Its methods are not safe for concurrent
+// use, except that Run ends when its context does.
+type Replicator struct {
+	cfg    Config
+	client *acknowledged
+	watch  *walWatch
+
+	compacting compactable
+
+	store *litestream.Store // nil until the database is there
+	db    *litestream.DB
+
+	synced  bool      // an upload or a comparison has succeeded since the start
+	pending time.Time // since when the replica lacks commits; zero when it lacks none
+	asked   time.Time // when the replica last answered
+	failing bool
+}
+
+// New returns the Replicator of a database. It makes no request and opens
+// nothing.
+func New(cfg Config) *Replicator {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Replicator{
+		cfg:    cfg,
+		client: &acknowledged{Client: cfg.Client},
+		watch:  newWALWatch(cfg.DBPath, cfg.Logger),
+	}
+}
+
+// Run replicates until ctx ends. It never gives up: what fails is told with
+// OnError and tried again. Call Finish afterwards.
+func (r *Replicator) Run(ctx context.Context) {
+	r.watch.start()
+	defer r.watch.stop()
+	compactions := r.compact(ctx)
+	defer func() { <-compactions }()
+
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := r.turn(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		r.tell(err)
+		r.rest(ctx, began, err)
+	}
+}
+
+// turn does whatever is due: it opens the database when it has appeared,
+// captures, uploads, and asks an idle replica whether it is still there.
+func (r *Replicator) turn(ctx context.Context) error {
+	if err := r.follow(ctx); err != nil {
+		return err
+	}
+	if r.db != nil {
+		if err := r.sync(ctx); err != nil {
+			return err
+		}
+	}
+	if time.Since(r.asked) < r.cfg.CheckInterval {
+		return nil
+	}
+	if err := r.client.Check(ctx); err != nil {
+		return fmt.Errorf("check replica: %w", err)
+	}
+	r.asked = time.Now()
+	return nil
+}
+
+// follow opens the database when it is there, and again when the app has put
+// another file into its place: Litestream would go on with the old one, for ever
+// and without a word.
+func (r *Replicator) follow(ctx context.Context) error {
+	fi, err := os.Stat(r.cfg.DBPath)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // not yet, or just now being replaced
+	} else if err != nil {
+		return fmt.Errorf("look at database: %w", err)
+	}
+	if r.db != nil {
+		was := r.db.FileInfo()
+		if was == nil || os.SameFile(was, fi) {
+			return nil
+		}
+		r.cfg.Logger.Warn("the database file was replaced by another: replicating the new one from a fresh snapshot")
+		r.abandon(ctx)
+	}
+	if ok, err := hasHeader(r.cfg.DBPath, fi); err != nil || !ok {
+		return err
+	}
+	return r.open(ctx)
+}
+
+// hasHeader reports whether the file is a database already. An app makes the
+// file first and chooses page size and encoding with its first write;
+// Litestream's opening of an empty file would choose for it. Only called while
+// Litestream does not have the file open.
+func hasHeader(path string, fi os.FileInfo) (bool, error) {
+	const magic = "SQLite format 3\x00" // https://www.sqlite.org/fileformat.html#the_database_header
+	if fi.Size() < 100 {
+		return false, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false, fmt.Errorf("look at database: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	head := make([]byte, len(magic))
+	if _, err := io.ReadFull(f, head); err != nil {
+		return false, fmt.Errorf("look at database: %w", err)
+	}
+	return string(head) == magic, nil
+}
+
+// open readies Litestream, with all of its own monitors off.
+func (r *Replicator) open(ctx context.Context) error {
+	db := litestream.NewDB(r.cfg.DBPath)
+	db.MonitorInterval = 0
+	replica := litestream.NewReplicaWithClient(db, r.client)
+	replica.MonitorEnabled = false
+	db.Replica = replica
+
+	store := litestream.NewStore([]*litestream.DB{db}, litestream.DefaultCompactionLevels)
+	store.CompactionMonitorEnabled = false
+	store.L0RetentionCheckInterval = 0 // DB.Compact enforces it after each compaction
+	store.HeartbeatCheckInterval = 0
+	store.SnapshotInterval = r.cfg.SnapshotInterval
+	store.SnapshotRetention = r.cfg.Retention
+	store.SetShutdownSyncTimeout(0) // one try: Finish has tried before
+	if err := store.Open(ctx); err != nil {
+		return fmt.Errorf("open database: %w", err)
+	}
+	r.store, r.db = store, db
+	r.openForCompaction(store, db)
+	return nil
+}
+
+// abandon lets go of a database whose file is no longer at its path.
+func (r *Replicator) abandon(ctx context.Context) {
+	r.openForCompaction(nil, nil)
+	store := r.store
+	r.store, r.db, r.synced = nil, nil, false
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := store.Close(ctx); err != nil {
+		r.cfg.Logger.Debug("closing the replaced database", "error", err)
+	}
+}
+
+// sync captures what the WAL has and uploads it. On success, everything
+// committed before it began is in the replica.
+func (r *Replicator) sync(ctx context.Context) error {
+	before := time.Now()
+	mark := r.watch.mark()
+	if !r.watch.isSynced(mark) {
+		r.setPending(before)
+	}
+	if err := r.db.Sync(ctx); err != nil {
+		return fmt.Errorf("capture: %w", err)
+	}
+	pos, err := r.db.Pos()
+	if err != nil {
+		return fmt.Errorf("capture: %w", err)
+	}
+	if pos.IsZero() {
+		return nil // no database, after all
+	}
+	hook(r.cfg.OnCapture, pos.TXID)
+
+	acks := r.client.n.Load()
+	if err := r.db.Replica.Sync(ctx); err != nil {
+		return fmt.Errorf("upload: %w", err)
+	}
+	if r.client.n.Load() > acks {
+		r.asked = time.Now()
+		r.synced = true
+		if r.cfg.OnSync != nil {
+			r.cfg.OnSync(before, pos.TXID)
+		}
+	} else if !r.synced {
+		if err := r.syncedBefore(ctx, before, pos.TXID); err != nil {
+			return err
+		}
+	}
+	r.watch.synced(mark, before)
+	if now := r.watch.mark(); r.watch.isSynced(now) {
+		r.setPending(time.Time{})
+	} else {
+		r.pending = time.Time{}
+		r.setPending(before)
+	}
+	return nil
+}
+
+// syncedBefore tells, for a start that found nothing to upload, that the replica
+// was complete when its newest file was written. The server's clock may be
+// ahead of ours; the promise is about ours.
+func (r *Replicator) syncedBefore(ctx context.Context, now time.Time, txid ltx.TXID) error {
+	newest, err := r.db.Replica.MaxLTXFileInfo(ctx, 0)
+	if err != nil {
+		return fmt.Errorf("list replica: %w", err)
+	}
+	r.asked = time.Now()
+	r.synced = true
+	at := newest.CreatedAt
+	if at.After(now) {
+		at = now
+	}
+	if r.cfg.OnSync != nil {
+		r.cfg.OnSync(at, txid)
+	}
+	return nil
+}
+
+// setPending notes the earliest moment since which the replica lacks commits.
+func (r *Replicator) setPending(since time.Time) {
+	if !since.IsZero() && !r.pending.IsZero() {
+		return
+	}
+	if r.pending.Equal(since) {
+		return
+	}
+	r.pending = since
+	hook(r.cfg.OnPending, since)
+}
+
+// tell reports a turn's end, and logs where it differs from the last one's.
+func (r *Replicator) tell(err error) {
+	if r.cfg.OnError != nil {
+		r.cfg.OnError(err)
+	}
+	switch {
+	case err != nil && !r.failing:
+		r.cfg.Logger.Error("replication fails, trying again until it works", "error", err)
+	case err == nil && r.failing:
+		r.cfg.Logger.Info("replication works again")
+	}
+	r.failing = err != nil
+}
+
+// rest waits until the next turn is due.
+func (r *Replicator) rest(ctx context.Context, began time.Time, err error) {
+	if err != nil {
+		wait(ctx, retryAfter)
+		return
+	}
+	changed := r.watch.wait(ctx, min(lookAnyway, r.cfg.CheckInterval), func() {
+		if r.db != nil {
+			r.setPending(time.Now())
+		}
+	})
+	if changed {
+		// A steady writer's commits are grouped; one after a quiet time finds
+		// the interval over and goes at once.
+		wait(ctx, r.cfg.SyncInterval-time.Since(began))
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// UnsyncedError says which transactions did not get into the replica.
+type UnsyncedError struct {
+	Local   ltx.TXID // newest captured
+	Replica ltx.TXID // newest acknowledged; 0 when not known
+	Err     error
+}
+
+func (e *UnsyncedError) Error() string {
+	return fmt.Sprintf("the last upload failed: transactions after %s, up to %s and any not captured yet, are not in the replica: %v",
+		e.Replica, e.Local, e.Err)
+}
+
+func (e *UnsyncedError) Unwrap() error { return e.Err }
+
+// Finish makes the last upload, when no writer is alive and Run has returned,
+// and lets go of the database. It tries until it works or ctx ends. The error
+// is an *UnsyncedError.
+func (r *Replicator) Finish(ctx context.Context) error {
+	acked := ltx.TXID(0)
+	var err error
+	for {
+		if err = r.follow(ctx); err == nil {
+			if r.db == nil {
+				return nil // the app never made a database
+			}
+			acked = max(acked, r.db.Replica.Pos().TXID)
+			if err = r.sync(ctx); err == nil {
+				break
+			}
+		}
+		r.tell(err)
+		if wait(ctx, 200*time.Millisecond); ctx.Err() != nil {
+			break
+		}
+	}
+	var local ltx.TXID
+	if r.db != nil {
+		if pos, posErr := r.db.Pos(); posErr == nil {
+			local = pos.TXID
+		}
+	}
+	if err != nil {
+		// Closing would try once more and wait; the process ends anyway.
+		return &UnsyncedError{Local: local, Replica: acked, Err: err}
+	}
+	if closeErr := r.store.Close(ctx); closeErr != nil {
+		r.cfg.Logger.Debug("closing the database", "error", closeErr)
+	}
+	return nil
+}
+
+func hook[T any](f func(T), v T) {
+	if f != nil {
+		f(v)
+	}
+}
+
+// acknowledged counts the L0 files that the replica has taken.
+type acknowledged struct {
+	Client
+	n atomic.Int64
+}
+
+func (a *acknowledged) WriteLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, rd io.Reader) (*ltx.FileInfo, error) {
+	info, err := a.Client.WriteLTXFile(ctx, level, minTXID, maxTXID, rd)
+	if err == nil && level == 0 {
+		a.n.Add(1)
+	}
+	return info, err
+}
+
+// TXID is a transaction's number in the replica.
+type TXID = ltx.TXID

@@ -1,0 +1,95 @@
+package restore
+
+import "fmt"
+
+// Database is what stands at the database's path.
+type Database int
+
+// The states of a database file.
+const (
+	// Missing: no file, or one of 0 bytes that no WAL belongs to.
+	Missing Database = iota
+	// Present: a file with something in it, or with a WAL beside it.
+	Present
+)
+
+// Replica is what the replica's side answered.
+type Replica int
+
+// The states of a replica.
+const (
+	// NotAsked: the decision does not depend on it, so no request was made.
+	NotAsked Replica = iota
+	// Unreachable: it did not answer, or refused us.
+	Unreachable
+	// Empty: it answered, and has no backup in any format.
+	Empty
+	// HasData: it answered, and a backup can be restored from it.
+	HasData
+	// Incomplete: it answered, and has files, but they add up to no database.
+	Incomplete
+)
+
+// Facts is all that a decision rests on, gathered once.
+type Facts struct {
+	Database Database
+	Replica  Replica
+	Err      error // why the replica is Unreachable or Incomplete
+}
+
+// Action is what to do before the app may start.
+type Action int
+
+// The actions.
+const (
+	// Start: the database stays as it is.
+	Start Action = iota
+	// Fresh: there is nothing to restore; the app makes a new database.
+	Fresh
+	// Restore: put the replica's newest state at the path.
+	Restore
+	// Fail: do not start the app. Nothing has been changed.
+	Fail
+)
+
+// Decision is an Action and why, in words for a person.
+type Decision struct {
+	Action Action
+	Why    string
+}
+
+// Decide is the table of what happens before the app starts. It is pure: the
+// same facts always lead to the same decision.
+func Decide(f Facts) Decision {
+	switch {
+	case f.Database == Present:
+		return Decision{Start, "the database is there"}
+	case f.Replica == HasData:
+		return Decision{Restore, "the database is missing and the replica has a backup"}
+	case f.Replica == Empty:
+		return Decision{Fresh, "the database is missing and the replica answered that it is empty: a first start"}
+	case f.Replica == Incomplete:
+		return Decision{Fail, fmt.Sprintf("the database is missing and the replica's files are incomplete: %v", f.Err)}
+	default:
+		return Decision{Fail, fmt.Sprintf("the database is missing and the replica can't be read: %v; "+
+			"starting the app now would begin an empty database in the place of the backup", f.Err)}
+	}
+}
+
+// needsReplica reports whether the decision depends on the replica.
+func needsReplica(db Database) bool { return db == Missing }
+
+// String names the state for logs.
+func (d Database) String() string {
+	return [...]string{"missing", "present"}[d]
+}
+
+// String names the state for logs.
+func (r Replica) String() string {
+	return [...]string{"not asked", "unreachable", "empty", "has data", "incomplete"}[r]
+}
+
+// String names the action for logs.
+func (a Action) String() string {
+	return [...]string{"start", "start fresh", "restore", "fail"}[a]
+}

@@ -1,0 +1,120 @@
+package restore
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// What may stand beside a database and belongs to it. SQLite would apply a
+// leftover -wal or -journal to a database that it does not belong to, and
+// Litestream would go on counting from a leftover folder of its own.
+var companions = []string{"-wal", "-shm", "-journal"}
+
+// litestreamDir is where Litestream keeps what it captured. See litestream.NewDB.
+func litestreamDir(dbPath string) string {
+	dir, name := filepath.Split(dbPath)
+	return filepath.Join(dir, "."+name+"-litestream")
+}
+
+func scratchDir(cfg Config) string { return filepath.Join(cfg.StateDir, "restore") }
+
+// install moves a verified file to the database's path, where no database is.
+//
+// The system calls, in order: fchown, fchmod and fsync of the new file, rename
+// of each leftover into our folder, fsync of the folder, rename of the new file,
+// fsync of the folder. A crash before the last rename leaves no database, and
+// the next start restores again; one after it leaves the whole new one.
+func install(cfg Config, file string) error {
+	dir := filepath.Dir(cfg.DBPath)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("cannot make the database's folder: %w", err)
+	}
+	if err := own(file, dir); err != nil {
+		return fmt.Errorf("cannot finish the restored file: %w", err)
+	}
+	if err := setAsideLeftovers(cfg); err != nil {
+		return err
+	}
+	if err := os.Rename(file, cfg.DBPath); err != nil {
+		return fmt.Errorf("cannot move the restored database into place: %w", err)
+	}
+	if err := syncDir(dir); err != nil {
+		return fmt.Errorf("cannot sync the database's folder: %w", err)
+	}
+	return nil
+}
+
+// own gives the file the owner of the folder and those of the folder's
+// permissions that make sense for a file, and brings it to the disk.
+func own(file, dir string) error {
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		// Only root can give files away; anybody else is the owner already.
+		if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil && !errors.Is(err, os.ErrPermission) {
+			return err
+		}
+	}
+	if err := f.Chmod(fi.Mode().Perm() & 0o666); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// setAsideLeftovers moves what an earlier database left behind into our folder.
+// Nothing is deleted: a WAL may hold the only copy of somebody's last commits.
+func setAsideLeftovers(cfg Config) error {
+	var found []string
+	for _, suffix := range companions {
+		found = append(found, cfg.DBPath+suffix)
+	}
+	found = append(found, litestreamDir(cfg.DBPath))
+
+	aside := filepath.Join(cfg.StateDir, "aside", time.Now().UTC().Format("20060102T150405.000000Z"))
+	moved := 0
+	for _, path := range found {
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return fmt.Errorf("cannot look at a leftover: %w", err)
+		}
+		if err := os.MkdirAll(aside, 0o700); err != nil {
+			return fmt.Errorf("cannot make a folder for leftovers: %w", err)
+		}
+		if err := os.Rename(path, filepath.Join(aside, filepath.Base(path))); err != nil {
+			return fmt.Errorf("cannot set a leftover aside: %w", err)
+		}
+		cfg.Logger.Warn("set aside what an earlier database left behind", "path", path, "to", aside)
+		moved++
+	}
+	if moved == 0 {
+		return nil
+	}
+	if err := syncDir(aside); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(cfg.DBPath))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = d.Close() }()
+	return d.Sync()
+}

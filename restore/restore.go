@@ -1,0 +1,380 @@
+// Package restore puts the right database at a path, or changes nothing.
+//
+// It gathers facts about the database and the replica, decides (see Decide),
+// and where a restore is due it restores into a scratch folder on the same file
+// system, verifies the result there, and moves it into place with one rename.
+// Whatever happens before that rename leaves everything as it was.
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/benbjohnson/litestream"
+	"github.com/superfly/ltx"
+)
+
+// Client is a replica to read. It must offer the formats of Litestream 0.5 and
+// 0.3 both: a replica of the older one would otherwise look empty.
+type Client interface {
+	litestream.ReplicaClient
+	litestream.ReplicaClientV3
+}
+
+// Config is what a restore needs. DBPath, StateDir and Client are required.
+type Config struct {
+	DBPath   string // absolute path of the database
+	StateDir string // our own folder, on the file system of DBPath
+	Client   Client
+
+	// Explain turns an error of the client into one sentence and says whether
+	// the same request may succeed later. Required.
+	Explain func(error) (sentence string, temporary bool)
+
+	// Patience is for how long a replica that does not answer is asked again
+	// when the database is missing.
+	Patience time.Duration
+
+	// Timestamp asks for the state at that moment instead of the newest. Zero
+	// is the newest.
+	Timestamp time.Time
+
+	// OnProgress is called a few times a second during a restore, and with its
+	// end, from one goroutine at a time. Optional.
+	OnProgress func(Progress)
+
+	Logger *slog.Logger
+}
+
+// Progress is how far a restore is.
+type Progress struct {
+	BytesDone  int64 // read from the replica
+	BytesTotal int64 // of the plan; 0 when not known
+	Took       time.Duration
+	TXID       ltx.TXID // that it leads to; 0 when not known
+}
+
+// Rate is the average rate in bytes per second.
+func (p Progress) Rate() int64 {
+	if p.Took <= 0 {
+		return 0
+	}
+	return int64(float64(p.BytesDone) / p.Took.Seconds())
+}
+
+// Outcome is what Run did.
+type Outcome struct {
+	Decision
+	Progress Progress // of a restore
+}
+
+// Failure is an error after which the app must not be started. The database is
+// as it was.
+type Failure struct {
+	Sentence string // for a person
+	Err      error
+}
+
+func (f *Failure) Error() string { return f.Sentence }
+func (f *Failure) Unwrap() error { return f.Err }
+
+// Run makes sure that the database at the path is the right one. It returns a
+// *Failure when it can't, or the context's error when it was told to stop; in
+// both cases nothing was changed.
+func Run(ctx context.Context, cfg Config) (Outcome, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if err := os.RemoveAll(scratchDir(cfg)); err != nil {
+		return Outcome{}, &Failure{Sentence: fmt.Sprintf("cannot clear what an earlier restore left behind: %v", err), Err: err}
+	}
+	facts, p, err := gather(ctx, cfg)
+	if err != nil {
+		return Outcome{}, err
+	}
+	out := Outcome{Decision: Decide(facts)}
+	cfg.Logger.Info("decided", "action", out.Action.String(), "why", out.Why,
+		"database", facts.Database.String(), "replica", facts.Replica.String())
+	switch out.Action {
+	case Fail:
+		return out, &Failure{Sentence: out.Why, Err: facts.Err}
+	case Fresh:
+		// A WAL or journal of a database that is gone must not be applied to
+		// the one that the app is about to make.
+		if err := os.MkdirAll(filepath.Dir(cfg.DBPath), 0o755); err != nil {
+			return out, &Failure{Sentence: fmt.Sprintf("cannot make the database's folder: %v", err), Err: err}
+		}
+		if err := setAsideLeftovers(cfg); err != nil {
+			return out, &Failure{Sentence: err.Error(), Err: err}
+		}
+	case Restore:
+		out.Progress, err = restore(ctx, cfg, p)
+	}
+	if err == nil || ctx.Err() != nil {
+		return out, errors.Join(err, ctx.Err())
+	}
+	return out, err
+}
+
+// plan is what a restore will read.
+type plan struct {
+	bytes int64
+	txid  ltx.TXID
+}
+
+// gather finds out what Decide needs to know, and no more: where the database
+// is present, the app's start must not wait for the network.
+func gather(ctx context.Context, cfg Config) (Facts, plan, error) {
+	db, err := database(cfg.DBPath)
+	if err != nil {
+		return Facts{}, plan{}, &Failure{Sentence: err.Error(), Err: err}
+	}
+	f := Facts{Database: db}
+	if !needsReplica(db) {
+		return f, plan{}, nil
+	}
+	var p plan
+	deadline := time.Now().Add(cfg.Patience)
+	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 4*time.Second) {
+		f.Replica, p, f.Err = look(ctx, cfg)
+		if ctx.Err() != nil {
+			return f, p, ctx.Err()
+		}
+		if f.Replica != Unreachable {
+			return f, p, nil
+		}
+		sentence, temporary := cfg.Explain(f.Err)
+		f.Err = &Failure{Sentence: sentence, Err: f.Err}
+		if !temporary || time.Now().Add(pause).After(deadline) {
+			return f, p, nil
+		}
+		cfg.Logger.Warn("the replica does not answer, asking again", "error", sentence, "giving_up_in", time.Until(deadline).Round(time.Second))
+		select {
+		case <-ctx.Done():
+			return f, p, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// database tells what is at the path.
+func database(path string) (Database, error) {
+	fi, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return Missing, nil
+	case err != nil:
+		return Missing, fmt.Errorf("cannot look at the database: %w", err)
+	case fi.IsDir():
+		return Missing, fmt.Errorf("%s is a folder, not a database", path)
+	case fi.Size() > 0:
+		return Present, nil
+	}
+	if wal, err := os.Stat(path + "-wal"); err == nil && wal.Size() > 0 {
+		return Present, nil
+	}
+	return Missing, nil
+}
+
+// look asks the replica what it has.
+func look(ctx context.Context, cfg Config) (Replica, plan, error) {
+	if err := cfg.Client.Init(ctx); err != nil {
+		return Unreachable, plan{}, err
+	}
+	files, err := litestream.CalcRestorePlan(ctx, cfg.Client, 0, cfg.Timestamp, cfg.Logger)
+	if err == nil {
+		var p plan
+		for _, f := range files {
+			p.bytes += f.Size
+			p.txid = max(p.txid, f.MaxTXID)
+		}
+		return HasData, p, nil
+	}
+	if !errors.Is(err, litestream.ErrTxNotAvailable) {
+		return Unreachable, plan{}, err
+	}
+	// Nothing to begin with. That may be because there is nothing, because it
+	// is of the older format, or because what a restore begins with is lost.
+	switch older, err := hasV3(ctx, cfg.Client); {
+	case err != nil:
+		return Unreachable, plan{}, err
+	case older:
+		return HasData, plan{}, nil
+	}
+	switch file, err := anyFile(ctx, cfg.Client); {
+	case err != nil:
+		return Unreachable, plan{}, err
+	case file != "":
+		return Incomplete, plan{}, fmt.Errorf("%w: there are files, like %s, but no snapshot that they continue", litestream.ErrNoSnapshots, file)
+	}
+	return Empty, plan{}, nil
+}
+
+func hasV3(ctx context.Context, client Client) (bool, error) {
+	generations, err := client.GenerationsV3(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, g := range generations {
+		snapshots, err := client.SnapshotsV3(ctx, g)
+		if err != nil {
+			return false, err
+		}
+		if len(snapshots) > 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// anyFile returns the name of some LTX file of any level, or "".
+func anyFile(ctx context.Context, client Client) (string, error) {
+	for level := 0; level <= litestream.SnapshotLevel; level++ {
+		itr, err := client.LTXFiles(ctx, level, 0, false)
+		if err != nil {
+			return "", err
+		}
+		name := ""
+		if itr.Next() {
+			f := itr.Item()
+			name = fmt.Sprintf("%04x/%s", level, ltx.FormatFilename(f.MinTXID, f.MaxTXID))
+		}
+		if err := itr.Close(); err != nil {
+			return "", err
+		}
+		if name != "" {
+			return name, nil
+		}
+	}
+	return "", nil
+}
+
+// restore reads the database into the scratch folder, verifies it and moves it
+// into place.
+func restore(ctx context.Context, cfg Config, p plan) (Progress, error) {
+	scratch := scratchDir(cfg)
+	defer func() { _ = os.RemoveAll(scratch) }()
+	if err := os.MkdirAll(scratch, 0o700); err != nil {
+		return Progress{}, &Failure{Sentence: fmt.Sprintf("cannot make the scratch folder: %v", err), Err: err}
+	}
+	file := filepath.Join(scratch, filepath.Base(cfg.DBPath))
+	done, err := Fetch(ctx, cfg, file, 0, p.bytes)
+	if p.txid != 0 {
+		done.TXID = p.txid
+	}
+	if err != nil {
+		return done, err
+	}
+	if err := install(cfg, file); err != nil {
+		return done, &Failure{Sentence: err.Error(), Err: err}
+	}
+	cfg.Logger.Info("restored", "path", cfg.DBPath, "txid", done.TXID.String(),
+		"bytes", done.BytesDone, "took", done.Took.Round(time.Millisecond))
+	return done, nil
+}
+
+// Fetch restores the replica into file, which must not exist, and verifies it.
+// txid asks for a certain transaction, 0 for the newest or that of
+// cfg.Timestamp; total is for the progress. On error the file is not there.
+func Fetch(ctx context.Context, cfg Config, file string, txid ltx.TXID, total int64) (Progress, error) {
+	client := &counting{Client: cfg.Client}
+	start := time.Now()
+	progress := func() Progress {
+		return Progress{BytesDone: client.n.Load(), BytesTotal: total, Took: time.Since(start), TXID: txid}
+	}
+	stop := tellEvery(250*time.Millisecond, func() {
+		if cfg.OnProgress != nil {
+			cfg.OnProgress(progress())
+		}
+	})
+	opt := litestream.NewRestoreOptions()
+	opt.OutputPath, opt.TXID, opt.Timestamp = file, txid, cfg.Timestamp
+	err := litestream.NewReplicaWithClient(nil, client).Restore(ctx, opt)
+	if err == nil {
+		err = Verify(ctx, file)
+	}
+	stop()
+	done := progress()
+	if err != nil {
+		for _, suffix := range []string{"", ".tmp", "-wal", "-shm", "-journal"} {
+			_ = os.Remove(file + suffix)
+		}
+		if ctx.Err() != nil {
+			return done, ctx.Err()
+		}
+		var damaged *DamagedError
+		if errors.As(err, &damaged) {
+			return done, &Failure{Sentence: damaged.Error(), Err: err}
+		}
+		sentence, _ := cfg.Explain(err)
+		return done, &Failure{Sentence: "the restore failed: " + sentence, Err: err}
+	}
+	return done, nil
+}
+
+// tellEvery calls tell at once and then at each interval, until the returned
+// function is called, which tells a last time and returns when no call runs.
+func tellEvery(every time.Duration, tell func()) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			tell()
+			select {
+			case <-quit:
+				tell()
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() { close(quit); <-done }
+}
+
+// counting counts what is read.
+type counting struct {
+	Client
+	n atomic.Int64
+}
+
+func (c *counting) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
+	rc, err := c.Client.OpenLTXFile(ctx, level, minTXID, maxTXID, offset, size)
+	return c.count(rc, err)
+}
+
+func (c *counting) OpenSnapshotV3(ctx context.Context, generation string, index int) (io.ReadCloser, error) {
+	rc, err := c.Client.OpenSnapshotV3(ctx, generation, index)
+	return c.count(rc, err)
+}
+
+func (c *counting) OpenWALSegmentV3(ctx context.Context, generation string, index int, offset int64) (io.ReadCloser, error) {
+	rc, err := c.Client.OpenWALSegmentV3(ctx, generation, index, offset)
+	return c.count(rc, err)
+}
+
+func (c *counting) count(rc io.ReadCloser, err error) (io.ReadCloser, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &countingReader{rc, &c.n}, nil
+}
+
+type countingReader struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (r *countingReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	r.n.Add(int64(n))
+	return n, err
+}

@@ -1,0 +1,239 @@
+// Command guestbook is the sample app: a small web app that keeps its entries
+// in one SQLite file and knows nothing of backups. The demo and the tests run it
+// under slasha-init.
+//
+//	guestbook serve  --db PATH [--addr :8080]     the web app
+//	guestbook worker --db PATH [--every 1s] [--count N]  writes entries on its own
+//
+// The worker prints "ack N" on stdout when the commit of its entry N has
+// returned: what was acknowledged must never be lost.
+package main
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"html"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	_ "github.com/mattn/go-sqlite3"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("guestbook: ")
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errors.New("usage: guestbook serve|worker --db PATH")
+	}
+	fs := flag.NewFlagSet("guestbook "+args[0], flag.ContinueOnError)
+	path := fs.String("db", "", "path of the SQLite file")
+	addr := fs.String("addr", ":8080", "serve: address to listen on")
+	every := fs.Duration("every", time.Second, "worker: pause between two entries; 0 for none")
+	count := fs.Int("count", 0, "worker: end after so many entries; 0 for never")
+	size := fs.Int("size", 100, "worker: bytes of text in an entry")
+	exit := fs.Int("exit", 0, "worker: exit code at the end")
+	if err := fs.Parse(args[1:]); err != nil {
+		return err
+	}
+	if *path == "" {
+		return errors.New("--db is missing")
+	}
+	book, err := open(ctx, *path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = book.Close() }()
+	switch args[0] {
+	case "serve":
+		return book.serve(ctx, *addr)
+	case "worker":
+		if err := book.work(ctx, *every, *count, *size); err != nil {
+			return err
+		}
+		if *exit != 0 {
+			_ = book.Close()
+			os.Exit(*exit)
+		}
+		return nil
+	}
+	return fmt.Errorf("unknown command %q", args[0])
+}
+
+// guestbook is the entries in a SQLite file.
+type guestbook struct{ *sql.DB }
+
+type entry struct {
+	ID   int64  `json:"id"`
+	Name string `json:"name"`
+	Text string `json:"text"`
+	At   string `json:"at"`
+}
+
+func open(ctx context.Context, path string) (*guestbook, error) {
+	db, err := sql.Open("sqlite3", "file:"+path+"?_journal_mode=WAL&_synchronous=NORMAL&_busy_timeout=5000&_txlock=immediate")
+	if err != nil {
+		return nil, err
+	}
+	_, err = db.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS entries (
+		id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, text TEXT NOT NULL, at TEXT NOT NULL)`)
+	if err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return &guestbook{db}, nil
+}
+
+func (g *guestbook) add(ctx context.Context, name, text string) (int64, error) {
+	res, err := g.ExecContext(ctx, "INSERT INTO entries (name, text, at) VALUES (?, ?, ?)",
+		name, text, time.Now().UTC().Format(time.RFC3339Nano))
+	if err != nil {
+		return 0, err
+	}
+	return res.LastInsertId()
+}
+
+func (g *guestbook) count(ctx context.Context) (n int64, err error) {
+	err = g.QueryRowContext(ctx, "SELECT count(*) FROM entries").Scan(&n)
+	return n, err
+}
+
+func (g *guestbook) list(ctx context.Context, most int) ([]entry, error) {
+	rows, err := g.QueryContext(ctx, "SELECT id, name, text, at FROM entries ORDER BY id DESC LIMIT ?", most)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	entries := []entry{}
+	for rows.Next() {
+		var e entry
+		if err := rows.Scan(&e.ID, &e.Name, &e.Text, &e.At); err != nil {
+			return nil, err
+		}
+		entries = append(entries, e)
+	}
+	return entries, rows.Err()
+}
+
+// work writes entries until it is told to stop.
+func (g *guestbook) work(ctx context.Context, every time.Duration, count, size int) error {
+	text := strings.Repeat("x", size)
+	for n := 1; count == 0 || n <= count; n++ {
+		id, err := g.add(ctx, "worker", text)
+		if ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		fmt.Println("ack", id)
+		if every > 0 {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(every):
+			}
+		}
+	}
+	return nil
+}
+
+// serve answers on addr until it is told to stop, and then finishes what it is at.
+func (g *guestbook) serve(ctx context.Context, addr string) error {
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening on", listener.Addr())
+	srv := &http.Server{Handler: g.handler(), ReadHeaderTimeout: 5 * time.Second}
+	go func() {
+		<-ctx.Done()
+		late, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		_ = srv.Shutdown(late)
+	}()
+	if err := srv.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func (g *guestbook) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		entries, err := g.list(r.Context(), 100)
+		if fail(w, err) {
+			return
+		}
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(w, page(entries))
+	})
+	mux.HandleFunc("GET /entries", func(w http.ResponseWriter, r *http.Request) {
+		entries, err := g.list(r.Context(), 1000)
+		if fail(w, err) {
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(entries)
+	})
+	mux.HandleFunc("POST /entries", func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
+		id, err := g.add(r.Context(), r.FormValue("name"), r.FormValue("text"))
+		if fail(w, err) {
+			return
+		}
+		if strings.Contains(r.Header.Get("Accept"), "text/html") {
+			http.Redirect(w, r, "/", http.StatusSeeOther)
+			return
+		}
+		w.WriteHeader(http.StatusCreated)
+		_, _ = fmt.Fprintln(w, id)
+	})
+	mux.HandleFunc("GET /count", func(w http.ResponseWriter, r *http.Request) {
+		n, err := g.count(r.Context())
+		if fail(w, err) {
+			return
+		}
+		_, _ = fmt.Fprintln(w, n)
+	})
+	return mux
+}
+
+func fail(w http.ResponseWriter, err error) bool {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+	return err != nil
+}
+
+func page(entries []entry) string {
+	var b strings.Builder
+	b.WriteString(`<!doctype html><html lang="en"><meta charset="utf-8"><title>Guestbook</title>
+<style>body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:3rem auto;padding:0 1rem}
+input{font:inherit;padding:.3rem}li{margin:.5rem 0}</style>
+<h1>Guestbook</h1>
+<form method="post" action="/entries"><input name="name" placeholder="Your name" required>
+<input name="text" placeholder="A line" required> <button>Sign</button></form><ul>`)
+	for _, e := range entries {
+		fmt.Fprintf(&b, "<li><b>%s</b>: %s</li>", html.EscapeString(e.Name), html.EscapeString(e.Text))
+	}
+	b.WriteString("</ul></html>\n")
+	return b.String()
+}
