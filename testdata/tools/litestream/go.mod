@@ -1,4 +1,4 @@
-module github.com/slashacom/slasha-init/testdata/servers/litestream
+module github.com/slashacom/slasha-init/testdata/tools/litestream
 
 go 1.26.8
 

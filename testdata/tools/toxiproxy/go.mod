@@ -1,4 +1,4 @@
-module github.com/slashacom/slasha-init/testdata/servers/toxiproxy
+module github.com/slashacom/slasha-init/testdata/tools/toxiproxy
 
 go 1.26.8
 

@@ -1,4 +1,4 @@
-module github.com/slashacom/slasha-init/testdata/servers/versitygw
+module github.com/slashacom/slasha-init/testdata/tools/versitygw
 
 go 1.26.8
 

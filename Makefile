@@ -1,0 +1,84 @@
+# slasha-init. The two commands that a newcomer needs: make demo, make test.
+
+SHELL      := /bin/bash
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0.0-dev)
+CACHE      := .cache/bin
+TOOLS      := versitygw toxiproxy litestream
+LINTERS    := staticcheck golangci-lint
+HOSTARCH   := $(shell go env GOARCH)
+
+# One static binary: cgo for go-sqlite3, with the C library inside. The tags
+# keep the parts of both that would ask for shared libraries at run time.
+TAGS       := netgo,osusergo,sqlite_omit_load_extension
+LDFLAGS    := -s -w -X main.version=$(VERSION) -linkmode external -extldflags "-static"
+GOBUILD    := CGO_ENABLED=1 go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)'
+
+# What each architecture's C compiler is called in Debian: natively, and as a
+# cross compiler.
+CC_amd64   := $(if $(filter amd64,$(HOSTARCH)),gcc,x86_64-linux-gnu-gcc)
+CC_arm64   := $(if $(filter arm64,$(HOSTARCH)),gcc,aarch64-linux-gnu-gcc)
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+.PHONY: setup
+setup: ## install the C compiler and what else the distribution must give
+	@.ci/setup
+
+.PHONY: demo
+demo: setup ## run the main job: write, lose the volume, get it back
+	@$(MAKE) --no-print-directory bin/slasha-init bin/guestbook
+	@testdata/demo.sh
+
+.PHONY: test
+test: setup tools ## build what the tests need, and run them all
+	@$(MAKE) --no-print-directory binaries
+	go test -count=1 -timeout 20m ./...
+
+.PHONY: race
+race: setup tools ## the tests again, with the race detector in the tests and in the binary
+	@$(MAKE) --no-print-directory binaries
+	SLASHA_TEST_RACE=1 go test -race -count=1 -timeout 30m ./...
+
+.PHONY: lint
+lint: $(addprefix $(CACHE)/,$(LINTERS)) ## vet, staticcheck and the linter
+	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
+	go vet ./... ./testdata/guestbook
+	$(CACHE)/staticcheck ./... ./testdata/guestbook
+	$(CACHE)/golangci-lint run ./... ./testdata/guestbook
+
+.PHONY: build
+build: setup ## static binaries for amd64 and arm64, in bin/
+	$(MAKE) --no-print-directory bin/slasha-init-linux-amd64 bin/slasha-init-linux-arm64
+
+.PHONY: image
+image: setup bin/slasha-init bin/guestbook ## build the sample app's image (needs Docker)
+	testdata/image.sh slasha-init-guestbook
+
+.PHONY: clean
+clean: ## remove what was built; caches of Go stay
+	rm -rf bin .cache
+
+# Binaries. Go decides what is out of date, so they are always asked for.
+.PHONY: binaries
+binaries: bin/slasha-init bin/guestbook
+
+.PHONY: bin/slasha-init bin/guestbook bin/slasha-init-linux-amd64 bin/slasha-init-linux-arm64
+bin/slasha-init:
+	$(GOBUILD) -o $@ .
+bin/guestbook:
+	$(GOBUILD) -o $@ ./testdata/guestbook
+bin/slasha-init-linux-amd64 bin/slasha-init-linux-arm64: bin/slasha-init-linux-%:
+	GOOS=linux GOARCH=$* CC=$(CC_$*) $(GOBUILD) -o $@ .
+
+# Tools for tests and checks, each from a module of its own, so that it never
+# moves the versions that our binary is built with.
+.PHONY: tools
+tools: $(addprefix $(CACHE)/,$(TOOLS)) ## build the servers and peers that the tests use
+
+$(CACHE)/%: testdata/tools/%/go.mod testdata/tools/%/go.sum
+	@echo "building $* (once)"
+	@mkdir -p $(CACHE)
+	cd testdata/tools/$* && go build -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ "$$(awk '$$1 == "tool" { print $$2 }' go.mod)"
+	@touch $@
