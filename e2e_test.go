@@ -224,7 +224,12 @@ func TestKeyRevokedWhileRunning(t *testing.T) {
 	db := vol.db(t)
 	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--count", "1", "--every", "10m")...)
 	c.WaitAcked(1, 10*time.Second)
-	c.WaitHealth(10*time.Second, healthy)
+	c.WaitHealth(10*time.Second, func(s healthz.Status) error {
+		if s.LastSyncedAt == nil || s.PendingSince != nil || text(s.TXID) != text(s.ReplicaTXID) {
+			return errors.New("not idle yet")
+		}
+		return healthy(s)
+	})
 	s3.RevokeUser()
 	began := time.Now()
 	// Nothing is written: only the check of the idle database can tell.
@@ -338,7 +343,7 @@ func TestAppsExitCodeAndLastUploadOfAShortLife(t *testing.T) {
 }
 
 func TestRegionIsTakenFromTheServersAnswer(t *testing.T) {
-	s3, vol := testbed.StartS3(t, "--region", "eu-test-7"), newVolume(t)
+	s3, vol := testbed.StartS3In(t, "eu-test-7"), newVolume(t)
 	db := vol.db(t)
 	// The app's own AWS settings must neither break nor redirect us.
 	settings := append(s3.Settings(s3.URL(), db), "AWS_CA_BUNDLE=/no/such/file", "AWS_REGION=ap-wrong-1",

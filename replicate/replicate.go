@@ -83,7 +83,8 @@ type Replicator struct {
 	store *litestream.Store // nil until the database is there
 	db    *litestream.DB
 
-	synced  bool      // an upload or a comparison has succeeded since the start
+	synced   bool      // an upload or a comparison has succeeded since the start
+	uploaded time.Time // when the newest upload began
 	pending time.Time // since when the replica lacks commits; zero when it lacks none
 	asked   time.Time // when the replica last answered
 	failing bool
@@ -111,13 +112,12 @@ func (r *Replicator) Run(ctx context.Context) {
 	defer func() { <-compactions }()
 
 	for ctx.Err() == nil {
-		began := time.Now()
 		err := r.turn(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		r.tell(err)
-		r.rest(ctx, began, err)
+		r.rest(ctx, err)
 	}
 }
 
@@ -247,7 +247,7 @@ func (r *Replicator) sync(ctx context.Context) error {
 		return fmt.Errorf("upload: %w", err)
 	}
 	if r.client.n.Load() > acks {
-		r.asked = time.Now()
+		r.asked, r.uploaded = time.Now(), before
 		r.synced = true
 		if r.cfg.OnSync != nil {
 			r.cfg.OnSync(before, pos.TXID)
@@ -314,20 +314,20 @@ func (r *Replicator) tell(err error) {
 }
 
 // rest waits until the next turn is due.
-func (r *Replicator) rest(ctx context.Context, began time.Time, err error) {
+func (r *Replicator) rest(ctx context.Context, err error) {
 	if err != nil {
 		wait(ctx, retryAfter)
 		return
 	}
-	changed := r.watch.wait(ctx, min(lookAnyway, r.cfg.CheckInterval), func() {
-		if r.db != nil {
+	changed := r.watch.wait(ctx, min(lookAnyway, r.cfg.CheckInterval), func(m mark) {
+		if m.main > 0 {
 			r.setPending(time.Now())
 		}
 	})
 	if changed {
 		// A steady writer's commits are grouped; one after a quiet time finds
 		// the interval over and goes at once.
-		wait(ctx, r.cfg.SyncInterval-time.Since(began))
+		wait(ctx, r.cfg.SyncInterval-time.Since(r.uploaded))
 	}
 }
 

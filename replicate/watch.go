@@ -90,7 +90,7 @@ func (w *walWatch) isSynced(m mark) bool { return w.last == m }
 // sign of it, and false after at most the given time or when ctx ends. What
 // happened since the last wait counts: while nobody reads them, the kernel
 // keeps the events and merges equal ones.
-func (w *walWatch) wait(ctx context.Context, atMost time.Duration, seen func()) bool {
+func (w *walWatch) wait(ctx context.Context, atMost time.Duration, seen func(mark)) bool {
 	w.add()
 	var events chan fsnotify.Event
 	var errs chan error
@@ -123,10 +123,11 @@ func (w *walWatch) wait(ctx context.Context, atMost time.Duration, seen func()) 
 		case <-ctx.Done():
 			return false
 		}
-		if w.isSynced(w.mark()) {
+		m := w.mark()
+		if w.isSynced(m) {
 			continue // our own write, or one that has been uploaded since
 		}
-		seen()
+		seen(m)
 		return true
 	}
 }

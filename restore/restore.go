@@ -26,6 +26,10 @@ import (
 type Client interface {
 	litestream.ReplicaClient
 	litestream.ReplicaClientV3
+
+	// Empty reports whether the replica answered that it holds no backup in any
+	// format.
+	Empty(ctx context.Context) (bool, error)
 }
 
 // Config is what a restore needs. DBPath, StateDir and Client are required.
@@ -185,8 +189,11 @@ func database(path string) (Database, error) {
 
 // look asks the replica what it has.
 func look(ctx context.Context, cfg Config) (Replica, plan, error) {
-	if err := cfg.Client.Init(ctx); err != nil {
+	switch empty, err := cfg.Client.Empty(ctx); {
+	case err != nil:
 		return Unreachable, plan{}, err
+	case empty:
+		return Empty, plan{}, nil
 	}
 	files, err := litestream.CalcRestorePlan(ctx, cfg.Client, 0, cfg.Timestamp, cfg.Logger)
 	if err == nil {
@@ -200,8 +207,8 @@ func look(ctx context.Context, cfg Config) (Replica, plan, error) {
 	if !errors.Is(err, litestream.ErrTxNotAvailable) {
 		return Unreachable, plan{}, err
 	}
-	// Nothing to begin with. That may be because there is nothing, because it
-	// is of the older format, or because what a restore begins with is lost.
+	// Nothing to begin with: because it is of the older format, or because what
+	// a restore begins with is lost, or because none of it is a backup.
 	switch older, err := hasV3(ctx, cfg.Client); {
 	case err != nil:
 		return Unreachable, plan{}, err

@@ -85,12 +85,12 @@ func (b *bucket) Init(ctx context.Context) error {
 	if err := b.connect(ctx); err != nil {
 		return err
 	}
-	err := b.list(ctx)
+	_, err := b.first(ctx)
 	if answer := b.tell.region(); err != nil && answer != "" && answer != b.region {
 		b.cfg.Logger.Info("bucket is in another region than expected", "expected", b.region, "region", answer)
 		b.region = answer
 		if err = b.connect(ctx); err == nil {
-			err = b.list(ctx)
+			_, err = b.first(ctx)
 		}
 	}
 	if err != nil {
@@ -115,15 +115,27 @@ func (b *bucket) GenerationsV3(ctx context.Context) ([]string, error) {
 
 // check lists one key. A LIST, and no HEAD: the answer to a HEAD has no body,
 // so its error has no code.
-func (b *bucket) check(ctx context.Context) error { return b.list(ctx) }
+func (b *bucket) check(ctx context.Context) error {
+	_, err := b.first(ctx)
+	return err
+}
 
-func (b *bucket) list(ctx context.Context) error {
-	_, err := b.own.ListObjectsV2(ctx, &awss3.ListObjectsV2Input{
+func (b *bucket) empty(ctx context.Context) (bool, error) {
+	key, err := b.first(ctx)
+	return key == "" || strings.HasPrefix(key, b.Path+"/"+OwnFolder+"/"), err
+}
+
+// first returns the first key of the replica, or "" when there is none.
+func (b *bucket) first(ctx context.Context) (string, error) {
+	out, err := b.own.ListObjectsV2(ctx, &awss3.ListObjectsV2Input{
 		Bucket:  aws.String(b.Bucket),
 		Prefix:  aws.String(b.Path + "/"),
 		MaxKeys: aws.Int32(1),
 	})
-	return err
+	if err != nil || len(out.Contents) == 0 {
+		return "", err
+	}
+	return aws.ToString(out.Contents[0].Key), nil
 }
 
 // connect makes our own client for the region of the moment.

@@ -71,7 +71,13 @@ type backend interface {
 	formats
 	// check makes one cheap request that only a working replica answers well.
 	check(ctx context.Context) error
+	// empty reports whether nothing is there but what is ours (see OwnFolder).
+	empty(ctx context.Context) (bool, error)
 }
+
+// OwnFolder is the folder of a replica that Litestream knows nothing of. It
+// sorts behind all of Litestream's: the levels 0000 to 0009, and generations.
+const OwnFolder = "slasha"
 
 // Client is a replica. It is safe for concurrent use, and it is a
 // litestream.ReplicaClient (and V3) in all respects.
@@ -117,6 +123,20 @@ func (c *Client) Check(ctx context.Context) error {
 		err = c.check(ctx)
 	}
 	return c.done("check", -1, start, watch.cause(ctx, err))
+}
+
+// Empty reports whether the replica is there, lets us in, and holds no backup in
+// any format. It is true only when the replica has answered so.
+func (c *Client) Empty(ctx context.Context) (bool, error) {
+	ctx, watch := watchdog(ctx, stallAfter)
+	defer watch.stop()
+	start := time.Now()
+	err := c.Init(ctx)
+	var empty bool
+	if err == nil {
+		empty, err = c.empty(ctx)
+	}
+	return empty && err == nil, c.done("list", -1, start, watch.cause(ctx, err))
 }
 
 // Explain turns an error of this client into one sentence.
@@ -237,4 +257,20 @@ func (f *folder) check(context.Context) error {
 		}
 		return nil
 	}
+}
+
+func (f *folder) empty(ctx context.Context) (bool, error) {
+	if err := f.check(ctx); err != nil {
+		return false, err
+	}
+	entries, err := os.ReadDir(f.root)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, err
+	}
+	for _, e := range entries {
+		if e.Name() != OwnFolder {
+			return false, nil
+		}
+	}
+	return true, nil
 }

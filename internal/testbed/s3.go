@@ -25,15 +25,22 @@ const (
 type S3 struct {
 	Addr   string
 	Bucket string
+	Region string
 	Dir    string // of the objects: a bucket is a folder in it
 	t      testing.TB
 	proc   *Process
 	args   []string
 }
 
-// StartS3 starts a server for the time of the test. Its data lies on the file
-// system of the repository: it needs user extended attributes.
-func StartS3(t testing.TB, extra ...string) *S3 {
+// StartS3 starts a server for the time of the test.
+func StartS3(t testing.TB) *S3 {
+	t.Helper()
+	return StartS3In(t, "us-east-1")
+}
+
+// StartS3In starts a server in a region. Its data lies on the file system of the
+// repository: it needs user extended attributes.
+func StartS3In(t testing.TB, region string) *S3 {
 	t.Helper()
 	base := filepath.Join(Root(), ".cache", "s3")
 	if err := os.MkdirAll(base, 0o755); err != nil {
@@ -44,15 +51,16 @@ func StartS3(t testing.TB, extra ...string) *S3 {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &S3{Addr: FreeAddr(t), Bucket: "test-bucket", Dir: filepath.Join(dir, "data"), t: t}
+	s := &S3{Addr: FreeAddr(t), Bucket: "test-bucket", Region: region, Dir: filepath.Join(dir, "data"), t: t}
 	for _, d := range []string{filepath.Join(s.Dir, s.Bucket), filepath.Join(dir, "iam")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s.args = append([]string{"--port", s.Addr, "--health", "/health", "--keep-alive", "--quiet",
-		"--iam-dir", filepath.Join(dir, "iam"), "--iam-cache-disable"}, extra...)
-	s.args = append(s.args, "posix", s.Dir)
+	s.args = []string{
+		"--port", s.Addr, "--region", region, "--health", "/health", "--keep-alive", "--quiet",
+		"--iam-dir", filepath.Join(dir, "iam"), "--iam-cache-disable", "posix", s.Dir,
+	}
 	s.Up()
 	s.admin("create-user", "--access", UserKey, "--secret", UserSecret, "--role", "admin")
 	return s
@@ -81,7 +89,7 @@ func (s *S3) RevokeUser() {
 func (s *S3) admin(args ...string) {
 	s.t.Helper()
 	MustRun(s.t, nil, 20*time.Second, Tool(s.t, "versitygw"), append([]string{"admin",
-		"--access", RootKey, "--secret", RootSecret, "--region", "us-east-1", "--endpoint-url", s.URL()}, args...)...)
+		"--access", RootKey, "--secret", RootSecret, "--region", s.Region, "--endpoint-url", s.URL()}, args...)...)
 }
 
 // Settings returns the environment that points slasha-init at the server, as a
@@ -103,8 +111,8 @@ func (s *S3) OfficialRestore(output string) {
 	s.t.Helper()
 	config := filepath.Join(s.t.TempDir(), "litestream.yml")
 	text := fmt.Sprintf("dbs:\n  - path: %s\n    replica:\n      type: s3\n      bucket: %s\n      path: apps/guestbook\n"+
-		"      endpoint: %s\n      region: us-east-1\n      access-key-id: %s\n      secret-access-key: %s\n",
-		output, s.Bucket, s.URL(), UserKey, UserSecret)
+		"      endpoint: %s\n      region: %s\n      access-key-id: %s\n      secret-access-key: %s\n",
+		output, s.Bucket, s.URL(), s.Region, UserKey, UserSecret)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}

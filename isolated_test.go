@@ -1,0 +1,202 @@
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/slashacom/slasha-init/healthz"
+	"github.com/slashacom/slasha-init/internal/testbed"
+)
+
+// emptyRoot makes a root file system that holds our binary and the sample app,
+// and nothing else: no libc, no shell, no /tmp, no /proc, no /etc/passwd, no CA.
+func emptyRoot(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
+	copyFile(t, testbed.SlashaInit(t), filepath.Join(root, "slasha-init"))
+	copyFile(t, testbed.Guestbook(t), filepath.Join(root, "guestbook"))
+	if err := os.Mkdir(filepath.Join(root, "data"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	src, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = src.Close() }()
+	dst, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(dst, src); err != nil {
+		t.Fatal(err)
+	}
+	if err := dst.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, for chroot and PID namespaces")
+	}
+}
+
+// startIsolated runs slasha-init under a command that changes the world around
+// it, like chroot or unshare.
+func startIsolated(t *testing.T, settings []string, command ...string) *testbed.Container {
+	t.Helper()
+	return testbed.Adopt(t, testbed.Start(t, settings, command[0], command[1:]...))
+}
+
+func TestRunsInAnEmptyRoot(t *testing.T) {
+	needRoot(t)
+	s3, root := testbed.StartS3(t), emptyRoot(t)
+	settings := s3.Settings(s3.URL(), "/data/app.db")
+	command := []string{"chroot", root, "/slasha-init", "--", "/guestbook", "worker", "--db", "/data/app.db"}
+
+	c := startIsolated(t, settings, append(command, "--every", "5ms")...)
+	c.WaitAcked(50, 20*time.Second)
+	c.WaitHealth(10*time.Second, healthy)
+	c.Signal(syscall.SIGTERM)
+	if code := c.Wait(10 * time.Second); code != 0 {
+		t.Fatalf("exit %d", code)
+	}
+	acked := c.Acked()
+	if err := os.RemoveAll(filepath.Join(root, "data")); err != nil {
+		t.Fatal(err)
+	}
+	c = startIsolated(t, settings, append(command, "--count", "1")...)
+	if code := c.Wait(20 * time.Second); code != 0 {
+		t.Fatalf("exit %d", code)
+	}
+	wantAll(t, testbed.Entries(t, filepath.Join(root, "data", "app.db")), append(acked, c.Acked()...))
+}
+
+func TestRunsAsPID1(t *testing.T) {
+	needRoot(t)
+	s3, vol := testbed.StartS3(t), newVolume(t)
+	db := vol.db(t)
+	// A helper in the background, in a session of its own, that ignores TERM:
+	// when slasha-init has ended, the whole namespace must be empty.
+	script := fmt.Sprintf(`setsid sh -c 'trap "" TERM; while :; do sleep 0.1; done' & exec %s worker --db %s --every 5ms`, testbed.Guestbook(t), db)
+	c := startIsolated(t, s3.Settings(s3.URL(), db), "unshare", "--pid", "--fork", "--mount-proc", "--kill-child",
+		testbed.SlashaInit(t), "--stop-timeout", "5s", "--", "sh", "-c", script)
+	c.WaitAcked(50, 20*time.Second)
+	s := c.WaitHealth(10*time.Second, healthy)
+	if len(s.Processes) != 1 || s.Processes[0].PID < 2 || s.Processes[0].PID > 20 {
+		t.Errorf("processes are %+v, not those of a new PID namespace", s.Processes)
+	}
+	// unshare is not PID 1 and ignores the signal; its child is slasha-init.
+	began := time.Now()
+	if err := syscall.Kill(childOf(t, c.Cmd.Process.Pid), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := c.Wait(8 * time.Second); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	t.Logf("stopped in %s, with a helper that ignores TERM", time.Since(began).Round(time.Millisecond))
+	restored := filepath.Join(t.TempDir(), "restored.db")
+	s3.OfficialRestore(restored)
+	wantAll(t, testbed.Entries(t, restored), c.Acked())
+}
+
+func childOf(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var child int
+	if _, err := fmt.Sscan(string(b), &child); err != nil {
+		t.Fatalf("children of %d are %q: %v", pid, b, err)
+	}
+	return child
+}
+
+// docker skips the test where no engine answers, unless one is promised.
+func docker(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("docker", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func needDocker(t *testing.T) {
+	t.Helper()
+	if err := exec.Command("docker", "info").Run(); err != nil {
+		if os.Getenv("SLASHA_REQUIRE_DOCKER") != "" {
+			t.Fatalf("SLASHA_REQUIRE_DOCKER is set, but no Docker engine answers: %v", err)
+		}
+		t.Skip("no Docker engine answers")
+	}
+}
+
+func TestInDocker(t *testing.T) {
+	needDocker(t)
+	s3 := testbed.StartS3(t)
+	image := "slasha-init-test:" + strings.ToLower(filepath.Base(t.TempDir())) + fmt.Sprint(os.Getpid())
+	build := exec.Command(filepath.Join(testbed.Root(), "testdata", "image.sh"), image)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("image: %v\n%s", err, out)
+	}
+	t.Cleanup(func() { _ = exec.Command("docker", "rmi", "-f", image).Run() })
+
+	run := func(more ...string) *testbed.Container {
+		t.Helper()
+		args := []string{"run", "--rm", "--network", "host", "--read-only", "--tmpfs", "/data:mode=1777"}
+		for _, kv := range s3.Settings(s3.URL(), "/data/app.db") {
+			args = append(args, "--env", kv)
+		}
+		name := fmt.Sprintf("slasha-init-test-%d-%d", os.Getpid(), time.Now().UnixNano())
+		args = append(append(args, "--name", name, image), more...)
+		t.Cleanup(func() { _ = exec.Command("docker", "rm", "-f", name).Run() })
+		c := testbed.Adopt(t, testbed.Start(t, nil, "docker", args...))
+		c.Cmd.Args = append(c.Cmd.Args, name) // the last word, for docker stop
+		return c
+	}
+	nameOf := func(c *testbed.Container) string { return c.Cmd.Args[len(c.Cmd.Args)-1] }
+
+	c := run("/guestbook", "worker", "--db", "/data/app.db", "--every", "5ms")
+	c.WaitAcked(50, 30*time.Second)
+	c.WaitHealth(10*time.Second, func(s healthz.Status) error {
+		if len(s.Processes) != 1 {
+			return errors.New("no process")
+		}
+		return healthy(s)
+	})
+	docker(t, "exec", nameOf(c), "/slasha-init", "healthcheck", "--health-addr", c.HealthAddr)
+	began := time.Now()
+	docker(t, "stop", nameOf(c)) // docker's own 10 s
+	if took := time.Since(began); took > 9500*time.Millisecond {
+		t.Errorf("docker stop took %s", took)
+	}
+	if code := c.Wait(10 * time.Second); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	acked := c.Acked()
+
+	// The tmpfs went with the container: the volume is lost.
+	c = run("/guestbook", "worker", "--db", "/data/app.db", "--count", "1")
+	if code := c.Wait(30 * time.Second); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	restored := filepath.Join(t.TempDir(), "restored.db")
+	s3.OfficialRestore(restored)
+	wantAll(t, testbed.Entries(t, restored), append(acked, c.Acked()...))
+}
