@@ -85,9 +85,9 @@ type Replicator struct {
 
 	synced   bool      // an upload or a comparison has succeeded since the start
 	uploaded time.Time // when the newest upload began
-	pending time.Time // since when the replica lacks commits; zero when it lacks none
-	asked   time.Time // when the replica last answered
-	failing bool
+	pending  time.Time // since when the replica lacks commits; zero when it lacks none
+	asked    time.Time // when the replica last answered
+	failing  bool
 }
 
 // New returns the Replicator of a database. It makes no request and opens
