@@ -160,21 +160,22 @@ func parseFlags(fs *pflag.FlagSet, args []string) (rest []string, problems []pro
 // can be found. It returns nil when it can't tell where the flag was.
 func forget(args []string, e *pflag.NotExistError) (problem, []string) {
 	name := "--" + e.GetSpecifiedName()
+	shown := oneWord(name)
 	want := "there is no such flag; see slasha-init help"
 	if short := e.GetSpecifiedShortnames(); short != "" {
 		// Only the first letter: the rest may be a name and a value, as in the
 		// one-dash style of other programs.
-		return problem{where: "-" + e.GetSpecifiedName(), want: "there are no one-letter flags; write two dashes, like --db-path"}, nil
+		return problem{where: "-" + oneWord(e.GetSpecifiedName()), want: "there are no one-letter flags; write two dashes, like --db-path"}, nil
 	}
 	for i, a := range args {
 		if a == "--" {
 			break
 		}
 		if a == name || strings.HasPrefix(a, name+"=") {
-			return problem{where: name, want: want}, slices.Concat(args[:i], args[i+1:])
+			return problem{where: shown, want: want}, slices.Concat(args[:i], args[i+1:])
 		}
 	}
-	return problem{where: name, want: want}, nil
+	return problem{where: shown, want: want}, nil
 }
 
 func (s *source) complain(o option, set setting, want string) {

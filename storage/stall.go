@@ -13,13 +13,13 @@ import (
 // Litestream's HTTP client gives one request 24 hours and has no timeout for a
 // response's header, so a connection that dies without a word (a half-open
 // socket, a dropped packet filter entry) would hold the sync loop for a day.
-const (
-	// stallAfter is how long the other side may be silent.
-	stallAfter = 20 * time.Second
-	// slowestUpload, in bytes per second, is what a healthy line always
-	// reaches; an upload of known size gets the time that this rate needs.
-	slowestUpload = 32 << 10
-)
+
+// stallAfter is how long the other side may be silent. Only tests change it.
+var stallAfter = 20 * time.Second
+
+// slowestUpload, in bytes per second, is what a healthy line always reaches; an
+// upload of known size gets the time that this rate needs.
+const slowestUpload = 32 << 10
 
 // errStalled ends an operation that made no progress. It is temporary.
 var errStalled = errors.New("no answer for " + stallAfter.String())

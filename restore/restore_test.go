@@ -1,0 +1,365 @@
+package restore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/benbjohnson/litestream"
+	"github.com/benbjohnson/litestream/file"
+)
+
+func TestDecide(t *testing.T) {
+	away := errors.New("away")
+	for _, c := range []struct {
+		db      Database
+		replica Replica
+		want    Action
+	}{
+		{Missing, HasData, Restore},
+		{Missing, Empty, Fresh},
+		{Missing, Unreachable, Fail},
+		{Missing, Incomplete, Fail},
+		{Missing, NotAsked, Fail}, // nobody knows: never start empty
+		{Present, NotAsked, Start},
+		{Present, HasData, Start},
+		{Present, Empty, Start},
+		{Present, Unreachable, Start},
+		{Present, Incomplete, Start},
+	} {
+		got := Decide(Facts{Database: c.db, Replica: c.replica, Err: away})
+		if got.Action != c.want || got.Why == "" {
+			t.Errorf("%s, %s: %s (%s), want %s", c.db, c.replica, got.Action, got.Why, c.want)
+		}
+	}
+}
+
+// replica is a folder that Litestream writes to and we restore from.
+type replica struct {
+	*file.ReplicaClient
+	dir string
+}
+
+func (r replica) Empty(context.Context) (bool, error) {
+	entries, err := os.ReadDir(r.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	}
+	return len(entries) == 0, err
+}
+
+// filled returns a replica of a database with so many rows in several files.
+func filled(t *testing.T, rows int) replica {
+	t.Helper()
+	dir := t.TempDir()
+	r := replica{file.NewReplicaClient(dir), dir}
+	path := filepath.Join(t.TempDir(), "source.db")
+	db := litestream.NewDB(path)
+	db.MonitorInterval = 0
+	db.Replica = litestream.NewReplicaWithClient(db, r)
+	db.Replica.MonitorEnabled = false
+	if err := db.Open(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close(context.Background()) }()
+	// The library's own driver: this process must not open the file with a
+	// second one while Litestream has it.
+	source, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = source.Close() }()
+	for _, stmt := range []string{"PRAGMA journal_mode=wal", "CREATE TABLE t (n INTEGER, filler TEXT)", "CREATE INDEX i ON t (filler)"} {
+		if _, err := source.Exec(stmt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range rows {
+		if _, err := source.Exec("INSERT INTO t VALUES (?, hex(randomblob(200)))", n); err != nil {
+			t.Fatal(err)
+		}
+		if n%20 == 0 {
+			if err := db.SyncAndWait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := db.SyncAndWait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func config(t *testing.T, client Client) Config {
+	t.Helper()
+	dir := t.TempDir()
+	return Config{
+		DBPath:   filepath.Join(dir, "app.db"),
+		StateDir: filepath.Join(dir, ".app.db.slasha"),
+		Client:   client,
+		Explain:  func(err error) (string, bool) { return err.Error(), false },
+		Logger:   slog.New(slog.DiscardHandler),
+	}
+}
+
+func count(t *testing.T, path string) (n int) {
+	t.Helper()
+	db, err := sql.Open("sqlite3", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	if err := db.QueryRow("SELECT count(*) FROM t").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestRestoreOfAMissingDatabase(t *testing.T) {
+	cfg := config(t, filled(t, 100))
+	var last Progress
+	cfg.OnProgress = func(p Progress) { last = p }
+	if err := os.Chmod(filepath.Dir(cfg.DBPath), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	out, err := Run(t.Context(), cfg)
+	if err != nil || out.Action != Restore {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if n := count(t, cfg.DBPath); n != 100 {
+		t.Errorf("%d rows", n)
+	}
+	fi, err := os.Stat(cfg.DBPath)
+	if err != nil || fi.Mode().Perm() != 0o640 {
+		t.Errorf("mode %v, %v; want that of the folder, for a file", fi.Mode(), err)
+	}
+	if last.BytesDone != last.BytesTotal || last.BytesDone == 0 || out.Progress.TXID == 0 {
+		t.Errorf("progress ends at %+v; outcome %+v", last, out.Progress)
+	}
+	if _, err := os.Stat(scratchDir(cfg)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the scratch folder is left: %v", err)
+	}
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start {
+		t.Errorf("again: %+v, %v", out, err)
+	}
+}
+
+func TestRestoreTakesTheFoldersOwner(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to give files away")
+	}
+	cfg := config(t, filled(t, 1))
+	if err := os.Chown(filepath.Dir(cfg.DBPath), 12345, 54321); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Run(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	fi, err := os.Stat(cfg.DBPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := fi.Sys().(*syscall.Stat_t); st.Uid != 12345 || st.Gid != 54321 {
+		t.Errorf("owner %d:%d", st.Uid, st.Gid)
+	}
+}
+
+// Rule 5: SQLite would apply a foreign WAL to the restored file, and Litestream
+// would count on from a foreign folder.
+func TestLeftoversAreSetAside(t *testing.T) {
+	source := filled(t, 50)
+	foreign := filepath.Join(t.TempDir(), "foreign.db")
+	other, err := sql.Open("sqlite3", foreign+"?_journal_mode=WAL")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, stmt := range []string{"CREATE TABLE t (n INTEGER, filler TEXT)", "INSERT INTO t VALUES (666, 'foreign')"} {
+		if _, err := other.Exec(stmt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wal, err := os.ReadFile(foreign + "-wal") // as a crash would leave it
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = other.Close()
+
+	for _, empty := range []bool{false, true} {
+		t.Run(fmt.Sprintf("replica empty %v", empty), func(t *testing.T) {
+			var client Client = source
+			if empty {
+				client = replica{file.NewReplicaClient(t.TempDir()), t.TempDir()}
+			}
+			cfg := config(t, client)
+			left := map[string][]byte{
+				cfg.DBPath + "-wal": wal, cfg.DBPath + "-shm": []byte("x"), cfg.DBPath + "-journal": []byte("y"),
+				filepath.Join(litestreamDir(cfg.DBPath), "ltx", "0", "0000000000000009-0000000000000009.ltx"): []byte("z"),
+			}
+			for path, b := range left {
+				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := Run(t.Context(), cfg); err != nil {
+				t.Fatal(err)
+			}
+			for path := range left {
+				if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("%s is still there: %v", path, err)
+				}
+			}
+			aside, err := filepath.Glob(filepath.Join(cfg.StateDir, "aside", "*", "*"))
+			if err != nil || len(aside) != 4 {
+				t.Errorf("set aside: %v, %v", aside, err)
+			}
+			if !empty {
+				if n := count(t, cfg.DBPath); n != 50 {
+					t.Errorf("%d rows", n)
+				}
+			}
+		})
+	}
+}
+
+func TestZeroBytesCountAsMissing(t *testing.T) {
+	cfg := config(t, filled(t, 10))
+	if err := os.WriteFile(cfg.DBPath, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Restore || count(t, cfg.DBPath) != 10 {
+		t.Errorf("%+v, %v", out, err)
+	}
+	// With a WAL beside it, it is somebody's database.
+	cfg = config(t, filled(t, 10))
+	for path, content := range map[string]string{cfg.DBPath: "", cfg.DBPath + "-wal": "commits"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start {
+		t.Errorf("with a WAL: %+v, %v", out, err)
+	}
+}
+
+// Rule 10: what is damaged never gets to the path.
+func TestDamagedReplica(t *testing.T) {
+	source := filled(t, 200)
+	files, err := filepath.Glob(filepath.Join(source.dir, "ltx", "0", "*.ltx"))
+	if err != nil || len(files) < 5 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for name, damage := range map[string]func(string) error{
+		"cut":     func(f string) error { return os.Truncate(f, 150) },
+		"emptied": func(f string) error { return os.Truncate(f, 0) },
+		"removed": os.Remove,
+		"flipped": func(f string) error {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				return err
+			}
+			b[len(b)/2] ^= 0x40
+			return os.WriteFile(f, b, 0o600)
+		},
+	} {
+		for _, i := range []int{0, len(files) / 2} {
+			t.Run(fmt.Sprintf("%s, file %d", name, i), func(t *testing.T) {
+				dir := t.TempDir()
+				if err := os.CopyFS(dir, os.DirFS(source.dir)); err != nil {
+					t.Fatal(err)
+				}
+				if err := damage(strings.Replace(files[i], source.dir, dir, 1)); err != nil {
+					t.Fatal(err)
+				}
+				cfg := config(t, replica{file.NewReplicaClient(dir), dir})
+				out, err := Run(t.Context(), cfg)
+				var failure *Failure
+				if !errors.As(err, &failure) {
+					t.Fatalf("%+v, %v", out, err)
+				}
+				if _, err := os.Stat(cfg.DBPath); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("a database was put there: %v", err)
+				}
+				t.Log(failure)
+			})
+		}
+	}
+}
+
+func TestVerifyFindsWhatSQLiteFinds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "odd name?#%.db")
+	db, err := sql.Open("sqlite3", "file:"+strings.NewReplacer("?", "%3f", "#", "%23", "%", "%25").Replace(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, stmt := range []string{
+		"CREATE TABLE t (n INTEGER)", "CREATE INDEX i ON t (n)",
+		"WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 2000) INSERT INTO t SELECT x FROM c",
+	} {
+		if _, err := db.Exec(stmt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = db.Close()
+	if err := Verify(t.Context(), path); err != nil {
+		t.Fatalf("a good file: %v", err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 4096; i < 4096+200; i++ {
+		b[i] = 0xff
+	}
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var damaged *DamagedError
+	if err := Verify(t.Context(), path); !errors.As(err, &damaged) {
+		t.Errorf("a damaged file: %v", err)
+	}
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(path), "*"))
+	if err != nil || len(left) != 1 {
+		t.Errorf("left beside it: %v", left)
+	}
+}
+
+func TestAReplicaThatComesBackInTime(t *testing.T) {
+	cfg := config(t, nil)
+	late := &lateReplica{replica: filled(t, 5), fails: 2}
+	cfg.Client, cfg.Patience = late, 10*time.Second
+	cfg.Explain = func(err error) (string, bool) { return err.Error(), true }
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Restore {
+		t.Errorf("%+v, %v", out, err)
+	}
+	// Out of patience, it is a failure, and told as one.
+	cfg = config(t, &lateReplica{replica: late.replica, fails: 1 << 30})
+	cfg.Patience = 300 * time.Millisecond
+	cfg.Explain = func(error) (string, bool) { return "it sleeps", true }
+	out, err := Run(t.Context(), cfg)
+	if err == nil || out.Action != Fail || !strings.Contains(err.Error(), "it sleeps") {
+		t.Errorf("%+v, %v", out, err)
+	}
+}
+
+type lateReplica struct {
+	replica
+	fails int
+}
+
+func (r *lateReplica) Empty(ctx context.Context) (bool, error) {
+	if r.fails--; r.fails >= 0 {
+		return false, errors.New("not yet")
+	}
+	return r.replica.Empty(ctx)
+}
