@@ -51,13 +51,21 @@ func run(ctx context.Context, args []string) error {
 	count := fs.Int("count", 0, "worker: end after so many entries; 0 for never")
 	size := fs.Int("size", 100, "worker: bytes of text in an entry")
 	exit := fs.Int("exit", 0, "worker: exit code at the end")
+	late := fs.Duration("late", 0, "make an empty file first, and the database in it only after this time")
+	pageSize := fs.Int("page-size", 0, "page size of a new database, in bytes; 0 is SQLite's choice")
 	if err := fs.Parse(args[1:]); err != nil {
 		return err
 	}
 	if *path == "" {
 		return errors.New("--db is missing")
 	}
-	book, err := open(ctx, *path)
+	if *late > 0 {
+		if err := os.WriteFile(*path, nil, 0o600); err != nil {
+			return err
+		}
+		<-time.After(*late)
+	}
+	book, err := open(ctx, *path, *pageSize)
 	if err != nil {
 		return err
 	}
@@ -88,7 +96,12 @@ type entry struct {
 	At   string `json:"at"`
 }
 
-func open(ctx context.Context, path string) (*guestbook, error) {
+func open(ctx context.Context, path string, pageSize int) (*guestbook, error) {
+	if pageSize > 0 {
+		if err := create(ctx, path, pageSize); err != nil {
+			return nil, err
+		}
+	}
 	db, err := sql.Open("sqlite3", "file:"+path+"?_journal_mode=WAL&_synchronous=NORMAL&_busy_timeout=5000&_txlock=immediate")
 	if err != nil {
 		return nil, err
@@ -100,6 +113,23 @@ func open(ctx context.Context, path string) (*guestbook, error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return &guestbook{db}, nil
+}
+
+// create makes a database with a page size of its own, which only a new one can
+// have.
+func create(ctx context.Context, path string, pageSize int) error {
+	db, err := sql.Open("sqlite3", "file:"+path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	db.SetMaxOpenConns(1)
+	for _, stmt := range []string{fmt.Sprintf("PRAGMA page_size = %d", pageSize), "PRAGMA encoding = 'UTF-16le'", "CREATE TABLE made (here)"} {
+		if _, err := db.ExecContext(ctx, stmt); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (g *guestbook) add(ctx context.Context, name, text string) (int64, error) {
