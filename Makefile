@@ -39,7 +39,8 @@ test: setup tools ## build what the tests need, and run them all
 .PHONY: race
 race: setup tools ## the tests again, with the race detector in the tests and in the binary
 	@$(MAKE) --no-print-directory binaries
-	SLASHA_TEST_RACE=1 go test -race -count=1 -timeout 30m ./...
+	CGO_ENABLED=1 go build -race -o bin/slasha-init-race .
+	SLASHA_TEST_BINARY=$(CURDIR)/bin/slasha-init-race go test -race -count=1 -timeout 30m ./...
 
 .PHONY: lint
 lint: $(addprefix $(CACHE)/,$(LINTERS)) ## vet, staticcheck and the linter

@@ -109,8 +109,8 @@ func Parse(command string, args, environ []string) (Config, error) {
 		wrong = cfg.checkArguments(command, src.flags.ArgsLenAtDash() == 0)
 		usage = len(wrong) > 0
 	}
-	if all := append(wrong, src.problems...); len(all) > 0 {
-		return Config{}, &configError{problems: all, usage: usage, secrets: cfg.Secrets()}
+	if wrong = append(wrong, src.problems...); len(wrong) > 0 {
+		return Config{}, &configError{problems: wrong, usage: usage, secrets: cfg.Secrets()}
 	}
 	return cfg, nil
 }

@@ -138,7 +138,7 @@ func TestTenCyclesUnderAFastWriterLoseNothing(t *testing.T) {
 
 // refusals are ways in which a bucket can be out of reach, with what a person
 // is told.
-func refusals(t *testing.T, s3 *testbed.S3) map[string]struct {
+func refusals(t *testing.T) map[string]struct {
 	change []string // settings in the place of the right ones
 	want   []string // parts of the sentence
 } {
@@ -154,7 +154,7 @@ func refusals(t *testing.T, s3 *testbed.S3) map[string]struct {
 
 func TestMissingDatabaseAndBucketOutOfReach(t *testing.T) {
 	s3 := testbed.StartS3(t)
-	for name, r := range refusals(t, s3) {
+	for name, r := range refusals(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			vol := newVolume(t)
@@ -181,7 +181,7 @@ func TestMissingDatabaseAndBucketOutOfReach(t *testing.T) {
 
 func TestPresentDatabaseAndBucketOutOfReach(t *testing.T) {
 	s3 := testbed.StartS3(t)
-	for name, r := range refusals(t, s3) {
+	for name, r := range refusals(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			vol := newVolume(t)

@@ -21,7 +21,7 @@ import (
 func emptyRoot(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
-	copyFile(t, testbed.SlashaInit(t), filepath.Join(root, "slasha-init"))
+	copyFile(t, testbed.Released(t), filepath.Join(root, "slasha-init"))
 	copyFile(t, testbed.Guestbook(t), filepath.Join(root, "guestbook"))
 	if err := os.Mkdir(filepath.Join(root, "data"), 0o755); err != nil {
 		t.Fatal(err)
@@ -127,16 +127,15 @@ func childOf(t *testing.T, pid int) int {
 	return child
 }
 
-// docker skips the test where no engine answers, unless one is promised.
-func docker(t *testing.T, args ...string) string {
+func docker(t *testing.T, args ...string) {
 	t.Helper()
 	out, err := exec.Command("docker", args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
-	return strings.TrimSpace(string(out))
 }
 
+// needDocker skips the test where no engine answers, unless one is promised.
 func needDocker(t *testing.T) {
 	t.Helper()
 	if err := exec.Command("docker", "info").Run(); err != nil {

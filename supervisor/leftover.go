@@ -182,6 +182,7 @@ func ended() int {
 		_                     [108]byte
 	}
 	for {
+		//nolint:gosec // the kernel fills in a struct of the right size and layout
 		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, unix.P_ALL, 0, uintptr(unsafe.Pointer(&info)),
 			unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, 0, 0)
 		if errno == syscall.EINTR {

@@ -134,7 +134,7 @@ func StartProxy(t testing.TB, upstream string) *Proxy {
 	proc := Start(t, nil, Tool(t, "toxiproxy"), "-host", host, "-port", port)
 	p := &Proxy{Addr: FreeAddr(t), api: "http://" + api, t: t}
 	waitAnswer(t, proc, p.api+"/version")
-	p.call(http.MethodPost, "/proxies", map[string]any{"name": "s3", "listen": p.Addr, "upstream": upstream, "enabled": true})
+	p.call("/proxies", map[string]any{"name": "s3", "listen": p.Addr, "upstream": upstream, "enabled": true})
 	return p
 }
 
@@ -144,28 +144,28 @@ func (p *Proxy) URL() string { return "http://" + p.Addr }
 // Cut takes the server away: connections end, and new ones are refused.
 func (p *Proxy) Cut() {
 	p.t.Helper()
-	p.call(http.MethodPost, "/proxies/s3", map[string]any{"enabled": false})
+	p.call("/proxies/s3", map[string]any{"enabled": false})
 }
 
 // Mend brings it back.
 func (p *Proxy) Mend() {
 	p.t.Helper()
-	p.call(http.MethodPost, "/proxies/s3", map[string]any{"enabled": true})
+	p.call("/proxies/s3", map[string]any{"enabled": true})
 }
 
 // Toxic adds a fault by toxiproxy's names, in both directions unless stream is
 // "upstream" or "downstream".
 func (p *Proxy) Toxic(kind, stream string, attributes map[string]any) {
 	p.t.Helper()
-	p.call(http.MethodPost, "/proxies/s3/toxics", map[string]any{
+	p.call("/proxies/s3/toxics", map[string]any{
 		"name": kind + "-" + stream, "type": kind, "stream": stream, "toxicity": 1.0, "attributes": attributes,
 	})
 }
 
 // Heal removes all faults.
-func (p *Proxy) Heal() { p.t.Helper(); p.call(http.MethodPost, "/reset", nil) }
+func (p *Proxy) Heal() { p.t.Helper(); p.call("/reset", nil) }
 
-func (p *Proxy) call(method, path string, body any) {
+func (p *Proxy) call(path string, body any) {
 	p.t.Helper()
 	b, err := json.Marshal(body)
 	if err != nil {
@@ -173,7 +173,7 @@ func (p *Proxy) call(method, path string, body any) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, p.api+path, bytes.NewReader(b))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.api+path, bytes.NewReader(b))
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -184,6 +184,6 @@ func (p *Proxy) call(method, path string, body any) {
 	defer func() { _ = res.Body.Close() }()
 	if res.StatusCode >= 300 {
 		msg, _ := io.ReadAll(res.Body)
-		p.t.Fatalf("toxiproxy: %s %s: %s: %s", method, path, res.Status, msg)
+		p.t.Fatalf("toxiproxy: %s: %s: %s", path, res.Status, msg)
 	}
 }

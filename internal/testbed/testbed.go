@@ -54,12 +54,19 @@ func Tool(t testing.TB, name string) string {
 	return makeTarget(t, ".cache/bin/"+name)
 }
 
-// SlashaInit returns the path of our binary, as it is released.
+// SlashaInit returns the path of our binary: that of SLASHA_TEST_BINARY, which
+// may have been built with the race detector, or the released one.
 func SlashaInit(t testing.TB) string {
 	t.Helper()
 	if bin := os.Getenv("SLASHA_TEST_BINARY"); bin != "" {
 		return bin
 	}
+	return Released(t)
+}
+
+// Released returns the path of our binary as it is released, which is static.
+func Released(t testing.TB) string {
+	t.Helper()
 	return makeTarget(t, "bin/slasha-init")
 }
 
@@ -133,6 +140,9 @@ func Start(t testing.TB, env []string, name string, args ...string) *Process {
 	}()
 	t.Cleanup(func() {
 		p.Kill()
+		if strings.Contains(p.Stderr.String(), "WARNING: DATA RACE") {
+			t.Errorf("a data race in %s", filepath.Base(name))
+		}
 		if t.Failed() {
 			t.Logf("%s wrote on stdout:\n%s", filepath.Base(name), tail(p.Stdout.String()))
 			t.Logf("%s wrote on stderr:\n%s", filepath.Base(name), tail(p.Stderr.String()))

@@ -34,15 +34,18 @@ func main() {
 	log.SetFlags(0)
 	log.SetPrefix("guestbook: ")
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		log.Fatal(err)
+	code, err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		log.Print(err)
+		code = 1
 	}
+	os.Exit(code)
 }
 
-func run(ctx context.Context, args []string) error {
+func run(ctx context.Context, args []string) (code int, err error) {
 	if len(args) == 0 {
-		return errors.New("usage: guestbook serve|worker --db PATH")
+		return 0, errors.New("usage: guestbook serve|worker --db PATH")
 	}
 	fs := flag.NewFlagSet("guestbook "+args[0], flag.ContinueOnError)
 	path := fs.String("db", "", "path of the SQLite file")
@@ -54,36 +57,29 @@ func run(ctx context.Context, args []string) error {
 	late := fs.Duration("late", 0, "make an empty file first, and the database in it only after this time")
 	pageSize := fs.Int("page-size", 0, "page size of a new database, in bytes; 0 is SQLite's choice")
 	if err := fs.Parse(args[1:]); err != nil {
-		return err
+		return 0, err
 	}
 	if *path == "" {
-		return errors.New("--db is missing")
+		return 0, errors.New("--db is missing")
 	}
 	if *late > 0 {
 		if err := os.WriteFile(*path, nil, 0o600); err != nil {
-			return err
+			return 0, err
 		}
 		<-time.After(*late)
 	}
 	book, err := open(ctx, *path, *pageSize)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { _ = book.Close() }()
 	switch args[0] {
 	case "serve":
-		return book.serve(ctx, *addr)
+		return 0, book.serve(ctx, *addr)
 	case "worker":
-		if err := book.work(ctx, *every, *count, *size); err != nil {
-			return err
-		}
-		if *exit != 0 {
-			_ = book.Close()
-			os.Exit(*exit)
-		}
-		return nil
+		return *exit, book.work(ctx, *every, *count, *size)
 	}
-	return fmt.Errorf("unknown command %q", args[0])
+	return 0, fmt.Errorf("unknown command %q", args[0])
 }
 
 // guestbook is the entries in a SQLite file.
@@ -168,7 +164,7 @@ func (g *guestbook) work(ctx context.Context, every time.Duration, count, size i
 	text := strings.Repeat("x", size)
 	for n := 1; count == 0 || n <= count; n++ {
 		id, err := g.add(ctx, "worker", text)
-		if ctx.Err() != nil {
+		if errors.Is(err, context.Canceled) {
 			return nil
 		} else if err != nil {
 			return err

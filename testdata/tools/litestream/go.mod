@@ -1,6 +1,6 @@
 module github.com/slashacom/slasha-init/testdata/tools/litestream
 
-go 1.26.8
+go 1.26.0
 
 tool github.com/benbjohnson/litestream/cmd/litestream
 

@@ -1,6 +1,6 @@
 module github.com/slashacom/slasha-init/testdata/tools/toxiproxy
 
-go 1.26.8
+go 1.26.0
 
 tool github.com/Shopify/toxiproxy/v2/cmd/server
 
