@@ -86,6 +86,25 @@ func TestRunsInAnEmptyRoot(t *testing.T) {
 	wantAll(t, testbed.Entries(t, filepath.Join(root, "data", "app.db")), append(acked, c.Acked()...))
 }
 
+// TLS in an image that has no root certificates: a CA of one's own is named in
+// SSL_CERT_FILE, and without it the refusal says so. AWS_CA_BUNDLE is the app's.
+func TestTLSInAnEmptyRoot(t *testing.T) {
+	needRoot(t)
+	s3, root := testbed.StartS3TLS(t), emptyRoot(t)
+	copyFile(t, s3.CA, filepath.Join(root, "ca.pem"))
+	settings := append(s3.Settings(s3.URL(), "/data/app.db"), "AWS_CA_BUNDLE=/no/such/file")
+	command := []string{"chroot", root, "/slasha-init", "--", "/guestbook", "worker", "--db", "/data/app.db", "--count", "3"}
+
+	code, out, said := testbed.Run(t, settings, 30*time.Second, command[0], command[1:]...)
+	if code != 74 || out != "" || !strings.Contains(said, "unknown authority") || !strings.Contains(said, "SSL_CERT_FILE") {
+		t.Errorf("exit %d, %q, %s", code, out, said)
+	}
+	c := startIsolated(t, append(settings, "SSL_CERT_FILE=/ca.pem"), command...)
+	if code := c.Wait(20 * time.Second); code != 0 || len(c.Acked()) != 3 {
+		t.Errorf("exit %d, %d commits", code, len(c.Acked()))
+	}
+}
+
 func TestRunsAsPID1(t *testing.T) {
 	needRoot(t)
 	s3, vol := testbed.StartS3(t), newVolume(t)

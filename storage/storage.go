@@ -99,6 +99,9 @@ func Open(cfg Config) (*Client, error) {
 		c.where = "file://" + dir
 		return c, nil
 	}
+	if cfg.Endpoint.HTTPS() {
+		fallbackRoots()
+	}
 	s3, err := newBucket(cfg)
 	if err != nil {
 		return nil, err

@@ -27,20 +27,34 @@ type S3 struct {
 	Bucket string
 	Region string
 	Dir    string // of the objects: a bucket is a folder in it
-	t      testing.TB
-	proc   *Process
-	args   []string
+	CA     string // certificate file to trust, of a server that speaks TLS
+
+	t    testing.TB
+	proc *Process
+	args []string
 }
 
 // StartS3 starts a server for the time of the test.
 func StartS3(t testing.TB) *S3 {
 	t.Helper()
-	return StartS3In(t, "us-east-1")
+	return startS3(t, "us-east-1", false)
 }
 
-// StartS3In starts a server in a region. Its data lies on the file system of the
-// repository: it needs user extended attributes.
+// StartS3TLS starts a server that speaks TLS, with a certificate of its own.
+func StartS3TLS(t testing.TB) *S3 {
+	t.Helper()
+	return startS3(t, "us-east-1", true)
+}
+
+// StartS3In starts a server in a region.
 func StartS3In(t testing.TB, region string) *S3 {
+	t.Helper()
+	return startS3(t, region, false)
+}
+
+// startS3 keeps the data on the file system of the repository: it needs user
+// extended attributes.
+func startS3(t testing.TB, region string, secure bool) *S3 {
 	t.Helper()
 	base := filepath.Join(Root(), ".cache", "s3")
 	if err := os.MkdirAll(base, 0o755); err != nil {
@@ -59,8 +73,14 @@ func StartS3In(t testing.TB, region string) *S3 {
 	}
 	s.args = []string{
 		"--port", s.Addr, "--region", region, "--health", "/health", "--keep-alive", "--quiet",
-		"--iam-dir", filepath.Join(dir, "iam"), "--iam-cache-disable", "posix", s.Dir,
+		"--iam-dir", filepath.Join(dir, "iam"), "--iam-cache-disable",
 	}
+	if secure {
+		var key string
+		s.CA, key = certificate(t, dir)
+		s.args = append(s.args, "--cert", s.CA, "--key", key)
+	}
+	s.args = append(s.args, "posix", s.Dir)
 	s.Up()
 	s.admin("create-user", "--access", UserKey, "--secret", UserSecret, "--role", "admin")
 	return s
@@ -71,14 +91,23 @@ func (s *S3) Up() {
 	s.t.Helper()
 	s.proc = Start(s.t, []string{"ROOT_ACCESS_KEY=" + RootKey, "ROOT_SECRET_KEY=" + RootSecret},
 		Tool(s.t, "versitygw"), s.args...)
-	waitAnswer(s.t, s.proc, "http://"+s.Addr+"/health")
+	if s.CA != "" {
+		waitListen(s.t, s.proc, s.Addr)
+		return
+	}
+	waitAnswer(s.t, s.proc, s.URL()+"/health")
 }
 
 // Down ends the server: nothing listens at its address any more.
 func (s *S3) Down() { s.proc.Kill() }
 
 // URL is the server's endpoint.
-func (s *S3) URL() string { return "http://" + s.Addr }
+func (s *S3) URL() string {
+	if s.CA != "" {
+		return "https://" + s.Addr
+	}
+	return "http://" + s.Addr
+}
 
 // RevokeUser takes the user's key away.
 func (s *S3) RevokeUser() {
@@ -88,7 +117,7 @@ func (s *S3) RevokeUser() {
 
 func (s *S3) admin(args ...string) {
 	s.t.Helper()
-	MustRun(s.t, nil, 20*time.Second, Tool(s.t, "versitygw"), append([]string{"admin",
+	MustRun(s.t, []string{"SSL_CERT_FILE=" + s.CA}, 20*time.Second, Tool(s.t, "versitygw"), append([]string{"admin",
 		"--access", RootKey, "--secret", RootSecret, "--region", s.Region, "--endpoint-url", s.URL()}, args...)...)
 }
 
