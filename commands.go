@@ -98,8 +98,8 @@ func (e *stoppedError) Error() string {
 	return "stopped by " + e.sig.String() + "; nothing was restored"
 }
 
-// restoreTo restores into a scratch folder beside the output and links the
-// verified file to its name, which fails when a file has come there meanwhile.
+// restoreTo restores into a scratch folder beside the output, verifies, and moves
+// the file into place.
 func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 	dst, err := filepath.Abs(cfg.Output)
 	if err != nil {
@@ -107,6 +107,9 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 	}
 	if _, err := os.Lstat(dst); err == nil {
 		return fmt.Errorf("%s is there already; restore to another path with --output, or move it away", dst)
+	}
+	if left := restore.Leftover(dst); left != "" && dst != cfg.DBPath {
+		return fmt.Errorf("%s is there, and would be taken for a part of the restored database; move it away", left)
 	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
@@ -133,8 +136,10 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 
 	show := newProgress(log, os.Stderr)
 	file := filepath.Join(scratch, filepath.Base(dst))
-	done, err := restore.Fetch(ctx, restore.Config{
-		Client: client,
+	rc := restore.Config{
+		DBPath:   cfg.DBPath,
+		StateDir: cfg.StateDir(),
+		Client:   client,
 		Explain: func(err error) (string, bool) {
 			p := client.Explain(err)
 			return p.Sentence, p.Temporary
@@ -142,7 +147,8 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 		Timestamp:  cfg.Timestamp,
 		OnProgress: show.show,
 		Logger:     log,
-	}, file, cfg.TXID, 0)
+	}
+	done, err := restore.Fetch(ctx, rc, file, cfg.TXID, 0)
 	show.done()
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
@@ -150,7 +156,12 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Link(file, dst); err != nil {
+	if dst == cfg.DBPath {
+		err = restore.Install(rc, file) // with the owner and mode that an app expects
+	} else {
+		err = os.Link(file, dst) // fails where a file has come there meanwhile
+	}
+	if err != nil {
 		return fmt.Errorf("cannot put the restored database into place: %w", err)
 	}
 	fmt.Fprintf(out, "slasha-init: restored %s from %s: %s in %s\n", dst, client, healthz.Bytes(done.BytesDone), done.Took.Round(time.Millisecond))

@@ -329,11 +329,12 @@ func (r *replication) finish(deadline time.Time) error {
 		}
 	}()
 	r.log.Info("last upload", "budget", time.Until(deadline).Round(time.Millisecond))
-	r.cancel()
+	r.replicator.Stop()
 	select {
 	case <-r.ended:
 	case <-ctx.Done():
-		return errors.New("the last upload failed: the replication did not end in time")
+		r.cancel()
+		<-r.ended // its requests end with their context
 	}
 	return r.replicator.Finish(ctx)
 }

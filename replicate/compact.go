@@ -3,6 +3,7 @@ package replicate
 import (
 	"context"
 	"errors"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -59,7 +60,13 @@ func (r *Replicator) compact(ctx context.Context) <-chan struct{} {
 }
 
 // compactLevel reports whether the level is as it should be until its next time.
-func (r *Replicator) compactLevel(ctx context.Context, level *litestream.CompactionLevel) bool {
+func (r *Replicator) compactLevel(ctx context.Context, level *litestream.CompactionLevel) (done bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.cfg.Logger.Error("a bug in slasha-init or Litestream, please report it", "panic", p, "stack", string(debug.Stack()))
+			done = false
+		}
+	}()
 	r.compacting.mu.Lock()
 	store, db := r.compacting.store, r.compacting.db
 	r.compacting.mu.Unlock()

@@ -19,6 +19,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -71,14 +72,15 @@ const retryAfter = time.Second
 // net under the change notification.
 const lookAnyway = 10 * time.Second
 
-// Replicator replicates one database. Its methods are not safe for concurrent
-// use, except that Run ends when its context does.
+// Replicator replicates one database. Run, then Stop from another goroutine, then
+// Finish; each once.
 type Replicator struct {
 	cfg    Config
 	client *acknowledged
 	watch  *walWatch
 
 	compacting compactable
+	quit       chan struct{} // closed by Stop
 
 	store *litestream.Store // nil until the database is there
 	db    *litestream.DB
@@ -100,25 +102,55 @@ func New(cfg Config) *Replicator {
 		cfg:    cfg,
 		client: &acknowledged{Client: cfg.Client},
 		watch:  newWALWatch(cfg.DBPath, cfg.Logger),
+		quit:   make(chan struct{}),
 	}
 }
 
-// Run replicates until ctx ends. It never gives up: what fails is told with
-// OnError and tried again. Call Finish afterwards.
+// Stop lets Run return when it is done with what it is at: an upload of a large
+// database goes on where it is, instead of beginning anew. Call it once.
+func (r *Replicator) Stop() { close(r.quit) }
+
+// Run replicates until Stop is called, or ctx ends, which also ends an upload.
+// It never gives up: what fails is told with OnError and tried again. Call
+// Finish afterwards.
 func (r *Replicator) Run(ctx context.Context) {
 	r.watch.start()
 	defer r.watch.stop()
-	compactions := r.compact(ctx)
+	idle, cancel := context.WithCancel(ctx) // for all that is no upload of commits
+	defer cancel()
+	go func() {
+		select {
+		case <-r.quit:
+			cancel()
+		case <-idle.Done():
+		}
+	}()
+	compactions := r.compact(idle)
 	defer func() { <-compactions }()
 
-	for ctx.Err() == nil {
-		err := r.turn(ctx)
+	for idle.Err() == nil {
+		err := r.guarded(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		r.tell(err)
-		r.rest(ctx, err)
+		r.rest(idle, err)
 	}
+}
+
+// guarded is turn, with a panic of the library as one more error: the app must
+// not die of its backup.
+func (r *Replicator) guarded(ctx context.Context) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.cfg.Logger.Error("a bug in slasha-init or Litestream, please report it", "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("replication was ended by a bug, and starts anew: %v", p)
+			// Whatever the library holds may be half done; a new one begins.
+			r.openForCompaction(nil, nil)
+			r.store, r.db, r.synced = nil, nil, false
+		}
+	}()
+	return r.turn(ctx)
 }
 
 // turn does whatever is due: it opens the database when it has appeared,

@@ -22,13 +22,24 @@ func litestreamDir(dbPath string) string {
 
 func scratchDir(cfg Config) string { return filepath.Join(cfg.StateDir, "restore") }
 
-// install moves a verified file to the database's path, where no database is.
+// Leftover returns a file that would be taken for part of a database at path, or
+// "" when there is none.
+func Leftover(path string) string {
+	for _, suffix := range companions {
+		if _, err := os.Lstat(path + suffix); err == nil {
+			return path + suffix
+		}
+	}
+	return ""
+}
+
+// Install moves a verified file to the database's path, where no database is.
 //
 // The system calls, in order: fchown, fchmod and fsync of the new file, rename
 // of each leftover into our folder, fsync of the folder, rename of the new file,
 // fsync of the folder. A crash before the last rename leaves no database, and
 // the next start restores again; one after it leaves the whole new one.
-func install(cfg Config, file string) error {
+func Install(cfg Config, file string) error {
 	dir := filepath.Dir(cfg.DBPath)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("cannot make the database's folder: %w", err)

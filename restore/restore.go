@@ -279,7 +279,7 @@ func restore(ctx context.Context, cfg Config, p plan) (Progress, error) {
 	if err != nil {
 		return done, err
 	}
-	if err := install(cfg, file); err != nil {
+	if err := Install(cfg, file); err != nil {
 		return done, &Failure{Sentence: err.Error(), Err: err}
 	}
 	cfg.Logger.Info("restored", "path", cfg.DBPath, "txid", done.TXID.String(),

@@ -50,6 +50,10 @@ func (s *spawner) start(c Command) (pid int, err error) {
 		Files: []uintptr{0, 1, 2},
 		Sys:   &syscall.SysProcAttr{Setpgid: true},
 	}
+	if ownsTerminal() {
+		// A group in the background may not read from its terminal.
+		attr.Sys.Foreground, attr.Sys.Ctty = true, 0
+	}
 	if os.Getpid() != 1 {
 		// As PID 1 our end is the end of the namespace. Otherwise the app would
 		// go on without replication, and what it writes would be lost.
@@ -65,6 +69,13 @@ func (s *spawner) start(c Command) (pid int, err error) {
 		return 0, diagnose(file, err)
 	}
 	return pid, nil
+}
+
+// ownsTerminal reports whether stdin is our controlling terminal and we are in
+// its foreground, so that it is ours to hand over.
+func ownsTerminal() bool {
+	group, err := unix.IoctlGetInt(0, unix.TIOCGPGRP)
+	return err == nil && group == unix.Getpgrp()
 }
 
 // StartError says why a command could not be started.
