@@ -36,6 +36,9 @@ func stopAndRestore(t *testing.T, c *testbed.Container, s3 *testbed.S3) string {
 func TestAnEmptyFileIsLeftToTheApp(t *testing.T) {
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
+	if err := os.WriteFile(db, nil, 0o600); err != nil { // there before the first look at it
+		t.Fatal(err)
+	}
 	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--late", "2s", "--page-size", "8192", "--every", "10ms")...)
 	c.WaitHealth(2*time.Second, healthy) // nothing is wrong with a database that is not there yet
 	c.WaitAcked(10, 10*time.Second)

@@ -69,7 +69,7 @@ func lead(s Status) string {
 	case !s.Enabled:
 		return "No --db-path and no --bucket are set: the app is supervised, nothing is replicated."
 	default:
-		return "Commits of " + s.DBPath + " are in the replica."
+		return "Commits of " + s.DBPath + " are copied to the replica."
 	}
 }
 
