@@ -1,0 +1,118 @@
+package supervisor
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+)
+
+func inbox() *signals {
+	return &signals{stopping: make(chan struct{}), insist: make(chan struct{}), gaveUp: make(chan struct{})}
+}
+
+func closed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// A signal that comes before the processes run is kept, and delivered once.
+func TestSignalsBeforeTheProcessesRun(t *testing.T) {
+	s := inbox()
+	var got []syscall.Signal
+	take := func(sig syscall.Signal) { got = append(got, sig) }
+	reaped := 0
+	for _, sig := range []syscall.Signal{syscall.SIGUSR1, syscall.SIGURG, syscall.SIGPIPE, syscall.SIGCHLD, syscall.SIGWINCH} {
+		s.receive(sig, func() { reaped++ })
+	}
+	s.deliver(take)
+	s.receive(syscall.SIGUSR2, nil)
+	s.receive(syscall.SIGHUP, nil) // the app's to interpret, now that there is one
+	if want := []syscall.Signal{syscall.SIGUSR1, syscall.SIGWINCH, syscall.SIGUSR2, syscall.SIGHUP}; !slices.Equal(got, want) {
+		t.Errorf("delivered %v, want %v", got, want)
+	}
+	if reaped != 1 || closed(s.stopping) {
+		t.Errorf("reaped %d times, stopping %v", reaped, closed(s.stopping))
+	}
+}
+
+func TestStopSignals(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
+		s := inbox()
+		s.receive(sig, nil)
+		if !closed(s.stopping) || s.first() != sig {
+			t.Errorf("%s before the app runs does not stop", sig)
+		}
+		// One that came in the last moment before the processes ran is theirs too.
+		var got []syscall.Signal
+		s.deliver(func(sig syscall.Signal) { got = append(got, sig) })
+		if !slices.Equal(got, []syscall.Signal{sig}) {
+			t.Errorf("%s: delivered %v", sig, got)
+		}
+	}
+}
+
+func TestRepeatedInterrupts(t *testing.T) {
+	s := inbox()
+	s.deliver(func(syscall.Signal) {})
+	for n, want := range [][3]bool{{true, false, false}, {true, true, false}, {true, true, true}, {true, true, true}} {
+		s.receive(syscall.SIGINT, nil)
+		if got := [3]bool{closed(s.stopping), closed(s.insist), closed(s.gaveUp)}; got != want {
+			t.Errorf("after %d: %v, want %v", n+1, got, want)
+		}
+	}
+	s = inbox()
+	for range 5 {
+		s.receive(syscall.SIGTERM, nil)
+	}
+	if closed(s.insist) {
+		t.Error("a repeated TERM changes something")
+	}
+}
+
+func TestFind(t *testing.T) {
+	a, b := t.TempDir(), t.TempDir()
+	for file, mode := range map[string]os.FileMode{
+		filepath.Join(a, "plain"): 0o644, filepath.Join(b, "plain"): 0o755, filepath.Join(a, "never"): 0o644, filepath.Join(b, "tool"): 0o755,
+	} {
+		if err := os.WriteFile(file, nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(a, "tool"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	env := []string{"PATH=/usr/bin", "PATH=" + a + ":" + b}
+	for name, want := range map[string]string{
+		"plain": filepath.Join(b, "plain"), // the first one can't be executed
+		"tool":  filepath.Join(b, "tool"),  // the first one is a folder
+		"/x/y":  "/x/y",
+		"./z":   "./z",
+	} {
+		if got, err := find(name, env); err != nil || got != want {
+			t.Errorf("%s is %s, %v", name, got, err)
+		}
+	}
+	for name, code := range map[string]int{"never": 126, "nowhere": 127, "": 127} {
+		_, err := find(name, env)
+		var e *StartError
+		if !errors.As(err, &e) || startCode(err) != code {
+			t.Errorf("%q: %v, code %d", name, err, startCode(err))
+		}
+	}
+}
+
+func TestDescends(t *testing.T) {
+	parents := map[int]int{10: 1, 20: 10, 30: 20, 40: 1, 50: 51, 51: 50}
+	for pid, want := range map[int]bool{10: false, 20: true, 30: true, 40: false, 50: false, 99: false} {
+		if got := descends(pid, 10, parents); got != want {
+			t.Errorf("%d: %v", pid, got)
+		}
+	}
+}
