@@ -26,9 +26,6 @@ import (
 // everything behind -- belongs to the app.
 func dispatch(args, environ []string) int {
 	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
-		if len(args) == 0 {
-			args = []string{}
-		}
 		return run(args, environ)
 	}
 	name, args := args[0], args[1:]
@@ -47,6 +44,9 @@ func dispatch(args, environ []string) int {
 	case "help":
 		help(os.Stdout)
 		return 0
+	case "sync":
+		fmt.Fprintln(os.Stderr, "slasha-init: this version does not have the command sync yet")
+		return exitUsage
 	}
 	fmt.Fprintf(os.Stderr, "slasha-init: there is no command %s; to run it as the app, write: slasha-init -- %s\n", quote(name), oneWord(name))
 	return exitUsage

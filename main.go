@@ -163,14 +163,16 @@ func (l *life) restore() (code int, ok bool) {
 	defer cancel()
 	progress := newProgress(l.log, os.Stderr)
 	out, err := restore.Run(ctx, restore.Config{
-		DBPath:   l.cfg.DBPath,
-		StateDir: l.cfg.StateDir(),
-		Client:   l.client,
-		Explain:  l.explain,
-		Patience: restorePatience,
-		Logger:   l.log,
+		DBPath:    l.cfg.DBPath,
+		StateDir:  l.cfg.StateDir(),
+		Client:    l.client,
+		Explain:   l.explain,
+		Patience:  restorePatience,
+		Logger:    l.log,
+		OnWaiting: func(sentence string) { l.health.Problem(sentence) },
 		OnProgress: func(p restore.Progress) {
 			l.enter(healthz.Restoring)
+			l.health.Problem("")
 			l.health.Restoring(restoreStatus(healthz.RestoreRunning, p))
 			progress.show(p)
 		},
@@ -189,6 +191,7 @@ func (l *life) restore() (code int, ok bool) {
 	case out.Action == restore.Restore:
 		l.health.Restoring(restoreStatus(healthz.RestoreDone, out.Progress))
 	}
+	l.health.Problem("")
 	l.enter(healthz.Starting)
 	return 0, true
 }

@@ -50,6 +50,10 @@ type Config struct {
 	// is the newest.
 	Timestamp time.Time
 
+	// OnWaiting is called with the reason each time that a replica out of reach
+	// is going to be asked again. Optional.
+	OnWaiting func(sentence string)
+
 	// OnProgress is called a few times a second during a restore, and with its
 	// end, from one goroutine at a time. Optional.
 	OnProgress func(Progress)
@@ -158,6 +162,9 @@ func gather(ctx context.Context, cfg Config) (Facts, plan, error) {
 		f.Err = &Failure{Sentence: sentence, Err: f.Err}
 		if !temporary || time.Now().Add(pause).After(deadline) {
 			return f, p, nil
+		}
+		if cfg.OnWaiting != nil {
+			cfg.OnWaiting(sentence)
 		}
 		cfg.Logger.Warn("the replica does not answer, asking again", "error", sentence, "giving_up_in", time.Until(deadline).Round(time.Second))
 		select {
