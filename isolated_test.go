@@ -105,6 +105,23 @@ func TestTLSInAnEmptyRoot(t *testing.T) {
 	}
 }
 
+// The app often runs as our own user; the bucket's keys are still not for it.
+func TestTheAppCannotReadOurSecrets(t *testing.T) {
+	needRoot(t)
+	// As root one may read everything, so both run as somebody else.
+	script := `cat /proc/$PPID/environ; echo environ $?; cat /proc/$PPID/mem; echo mem $?; ls /proc/$PPID/fd; echo fd $?`
+	code, out, _ := testbed.Run(t, []string{"LITESTREAM_SECRET_ACCESS_KEY=wrong-secret-3333", "SLASHA_HEALTH_ADDR=off"}, 10*time.Second,
+		"setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", testbed.SlashaInit(t), "--", "sh", "-c", script)
+	if code != 0 || strings.Contains(out, "wrong-secret") {
+		t.Errorf("exit %d, %q", code, out)
+	}
+	for _, refused := range []string{"environ 1", "mem 1", "fd 2"} {
+		if !strings.Contains(out, refused) {
+			t.Errorf("no %q in %q", refused, out)
+		}
+	}
+}
+
 func TestRunsAsPID1(t *testing.T) {
 	needRoot(t)
 	s3, vol := testbed.StartS3(t), newVolume(t)

@@ -13,6 +13,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/replicate"
 	"github.com/slashacom/slasha-init/restore"
@@ -32,7 +34,15 @@ const (
 )
 
 func main() {
+	keepPrivate()
 	os.Exit(dispatch(os.Args[1:], os.Environ()))
+}
+
+// keepPrivate closes our memory, environment and open files, under /proc, to
+// other processes of our user: the app often runs as the same one, and the
+// bucket's keys are not for it. See prctl(2), PR_SET_DUMPABLE.
+func keepPrivate() {
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 }
 
 // life is a container's life: what its steps share.

@@ -51,20 +51,21 @@ var options = []option{
 }
 
 // later are settings of the contract that this version does not have yet, with
-// the value that means the same as leaving them out. A request for anything
-// else is refused: a restore that was asked for must not silently not happen.
-var later = map[string]string{
-	"restore-pending":   "false",
-	"restore-timestamp": "",
-	"on-stale":          "restore",
-	"lease":             "auto",
-	"lease-ttl":         "60s",
-	"lock-timeout":      "90s",
-	"control-socket":    "",
-	"user":              "",
-	"verify-interval":   "off",
-	"procfile":          "",
-	"formation":         "",
+// the values that ask for nothing more than it does; the first is the default. A
+// request for anything else is refused: a restore that was asked for must not
+// silently not happen.
+var later = map[string][]string{
+	"restore-pending":   {"false"},
+	"restore-timestamp": {""},
+	"on-stale":          {"restore"},
+	"lease":             {"auto", "off"},
+	"lease-ttl":         {"60s"},
+	"lock-timeout":      {"90s"},
+	"control-socket":    {""},
+	"user":              {""},
+	"verify-interval":   {"off"},
+	"procfile":          {""},
+	"formation":         {""},
 }
 
 func (o option) variable() string {
@@ -121,8 +122,8 @@ func flagSet(command string) *pflag.FlagSet {
 			fs.String(o.name, o.value, o.usage)
 		}
 	}
-	for name, value := range later {
-		fs.String(name, value, "")
+	for name, values := range later {
+		fs.String(name, values[0], "")
 		_ = fs.MarkHidden(name)
 	}
 	return fs
@@ -229,12 +230,12 @@ func (s *source) get(name string) setting {
 
 // refuseLater complains about settings that this version does not have.
 func (s *source) refuseLater() {
-	for name, same := range later {
+	for name, harmless := range later {
 		set := setting{s.env[option{name: name}.variable()], option{name: name}.variable()}
 		if f := s.flags.Lookup(name); f != nil && f.Changed {
 			set = setting{f.Value.String(), "--" + name}
 		}
-		if set.value != "" && set.value != same {
+		if set.value != "" && !slices.Contains(harmless, set.value) {
 			s.complain(option{name: name}, set, "this version of slasha-init does not have this setting yet; leave it out")
 		}
 	}
