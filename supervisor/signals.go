@@ -20,13 +20,16 @@ type signals struct {
 	to         func(syscall.Signal) // nil until the processes run
 }
 
-// takeSignals takes every signal that can be caught, and calls reap for SIGCHLD.
-func takeSignals(reap func()) *signals {
-	s := &signals{
+func newSignals() *signals {
+	return &signals{
 		stopping: make(chan struct{}),
 		insist:   make(chan struct{}),
 		gaveUp:   make(chan struct{}),
 	}
+}
+
+// take takes every signal that can be caught, and calls reap for SIGCHLD.
+func (s *signals) take(reap func()) {
 	// os/signal drops what a full channel can't take; the goroutine below only
 	// appends, so 512 are many more than can wait.
 	inbox := make(chan os.Signal, 512)
@@ -38,7 +41,6 @@ func takeSignals(reap func()) *signals {
 			}
 		}
 	}()
-	return s
 }
 
 func (s *signals) receive(sig syscall.Signal, reap func()) {

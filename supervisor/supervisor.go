@@ -106,9 +106,10 @@ func New() *Supervisor {
 	s := &Supervisor{
 		children: make(map[int]*child),
 		died:     make(chan struct{}, 1),
+		signals:  newSignals(),
+		spawn:    newSpawner(),
 	}
-	s.spawn = newSpawner()
-	s.signals = takeSignals(s.reap)
+	s.signals.take(s.reap)
 	if os.Getpid() != 1 {
 		becomeSubreaper()
 	}

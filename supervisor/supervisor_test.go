@@ -9,10 +9,6 @@ import (
 	"testing"
 )
 
-func inbox() *signals {
-	return &signals{stopping: make(chan struct{}), insist: make(chan struct{}), gaveUp: make(chan struct{})}
-}
-
 func closed(c chan struct{}) bool {
 	select {
 	case <-c:
@@ -24,7 +20,7 @@ func closed(c chan struct{}) bool {
 
 // A signal that comes before the processes run is kept, and delivered once.
 func TestSignalsBeforeTheProcessesRun(t *testing.T) {
-	s := inbox()
+	s := newSignals()
 	var got []syscall.Signal
 	take := func(sig syscall.Signal) { got = append(got, sig) }
 	reaped := 0
@@ -44,7 +40,7 @@ func TestSignalsBeforeTheProcessesRun(t *testing.T) {
 
 func TestStopSignals(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
-		s := inbox()
+		s := newSignals()
 		s.receive(sig, nil)
 		if !closed(s.stopping) || s.first() != sig {
 			t.Errorf("%s before the app runs does not stop", sig)
@@ -59,7 +55,7 @@ func TestStopSignals(t *testing.T) {
 }
 
 func TestRepeatedInterrupts(t *testing.T) {
-	s := inbox()
+	s := newSignals()
 	s.deliver(func(syscall.Signal) {})
 	for n, want := range [][3]bool{{true, false, false}, {true, true, false}, {true, true, true}, {true, true, true}} {
 		s.receive(syscall.SIGINT, nil)
@@ -67,7 +63,7 @@ func TestRepeatedInterrupts(t *testing.T) {
 			t.Errorf("after %d: %v, want %v", n+1, got, want)
 		}
 	}
-	s = inbox()
+	s = newSignals()
 	for range 5 {
 		s.receive(syscall.SIGTERM, nil)
 	}
