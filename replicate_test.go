@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -101,6 +102,26 @@ func TestADatabaseThatIsReplaced(t *testing.T) {
 	wantAll(t, entries, acked[20:])
 	if len(entries) > len(acked)-20+1 {
 		t.Errorf("%d entries, but the second database had %d", len(entries), len(acked)-20)
+	}
+}
+
+// The same without a pause, so that captures fall into the middle of it: a file
+// captured of half the old and half the new database must not be built upon.
+func TestADatabaseThatIsReplacedAgainAndAgain(t *testing.T) {
+	s3, vol := testbed.StartS3(t), newVolume(t)
+	db := vol.db(t)
+	script := fmt.Sprintf(`i=0; while [ $i -lt 25 ]; do
+		%[1]s worker --db %[2]s --count $((10 + i)) --every 2ms --size 900 || exit 1
+		rm -f %[2]s %[2]s-wal %[2]s-shm
+		i=$((i+1)); done
+		exec %[1]s worker --db %[2]s --count 50 --every 2ms`, testbed.Guestbook(t), db)
+	c := testbed.StartContainer(t, append(s3.Settings(s3.URL(), db), "SLASHA_SYNC_INTERVAL=1ms"), "sh", "-c", script)
+	if code := c.Wait(60 * time.Second); code != 0 {
+		t.Fatalf("exit %d", code)
+	}
+	live, restored := testbed.Entries(t, db), testbed.Entries(t, stopAndRestore(t, c, s3))
+	if !slices.Equal(live, restored) {
+		t.Errorf("%d entries live, %d restored", len(live), len(restored))
 	}
 }
 

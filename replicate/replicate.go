@@ -84,6 +84,7 @@ type Replicator struct {
 
 	store *litestream.Store // nil until the database is there
 	db    *litestream.DB
+	other bool // the file was replaced: what comes next is not its continuation
 
 	synced   bool      // an upload or a comparison has succeeded since the start
 	uploaded time.Time // when the newest upload began
@@ -190,7 +191,9 @@ func (r *Replicator) follow(ctx context.Context) error {
 			return nil
 		}
 		r.cfg.Logger.Warn("the database file was replaced by another: replicating the new one from a fresh snapshot")
-		r.abandon(ctx)
+		if err := r.abandon(ctx); err != nil {
+			return err
+		}
 	}
 	if ok, err := hasHeader(r.cfg.DBPath, fi); err != nil || !ok {
 		return err
@@ -221,6 +224,7 @@ func hasHeader(path string, fi os.FileInfo) (bool, error) {
 
 // open readies Litestream, with all of its own monitors off.
 func (r *Replicator) open(ctx context.Context) error {
+	r.client = &acknowledged{Client: r.cfg.Client}
 	db := litestream.NewDB(r.cfg.DBPath)
 	db.MonitorInterval = 0
 	replica := litestream.NewReplicaWithClient(db, r.client)
@@ -237,21 +241,35 @@ func (r *Replicator) open(ctx context.Context) error {
 	if err := store.Open(ctx); err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
+	if r.other {
+		if err := breakOff(ctx, db); err != nil {
+			return err
+		}
+		r.other = false
+	}
 	r.store, r.db = store, db
 	r.openForCompaction(store, db)
 	return nil
 }
 
-// abandon lets go of a database whose file is no longer at its path.
-func (r *Replicator) abandon(ctx context.Context) {
+// abandon lets go of a database whose file is no longer at its path, and drops
+// what was captured of it and not uploaded. Litestream reads the WAL by name, so
+// what it captures from now on, and may have captured just before, mixes the old
+// file with the new one's WAL.
+func (r *Replicator) abandon(ctx context.Context) error {
 	r.openForCompaction(nil, nil)
-	store := r.store
-	r.store, r.db, r.synced = nil, nil, false
+	r.client.gone.Store(true)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := store.Close(ctx); err != nil {
+	if err := r.store.Close(ctx); err != nil {
 		r.cfg.Logger.Debug("closing the replaced database", "error", err)
 	}
+	dir := r.db.LTXDir()
+	r.store, r.db, r.synced, r.other = nil, nil, false, true
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("drop what was captured of the replaced database: %w", err)
+	}
+	return nil
 }
 
 // sync captures what the WAL has and uploads it. On success, everything
@@ -432,13 +450,20 @@ func hook[T any](f func(T), v T) {
 	}
 }
 
+// errGone ends uploads of a database that was replaced.
+var errGone = errors.New("the database file was replaced")
+
 // acknowledged counts the L0 files that the replica has taken.
 type acknowledged struct {
 	Client
-	n atomic.Int64
+	n    atomic.Int64
+	gone atomic.Bool // take no more
 }
 
 func (a *acknowledged) WriteLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, rd io.Reader) (*ltx.FileInfo, error) {
+	if a.gone.Load() {
+		return nil, errGone
+	}
 	info, err := a.Client.WriteLTXFile(ctx, level, minTXID, maxTXID, rd)
 	if err == nil && level == 0 {
 		a.n.Add(1)

@@ -72,8 +72,8 @@ func own(file, dir string) error {
 	}
 	defer func() { _ = f.Close() }()
 	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		// Only root can give files away; anybody else is the owner already.
-		if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil && !errors.Is(err, os.ErrPermission) {
+		// Only root can give files away, and in a user namespace not to everybody.
+		if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil && !errors.Is(err, os.ErrPermission) && !errors.Is(err, syscall.EINVAL) {
 			return err
 		}
 	}

@@ -218,14 +218,16 @@ func (r *run) stop(res *Result) {
 	}
 
 	killed := false
+	var immortal <-chan time.Time
 	kill := func(why string) {
 		if !killed {
 			killed = true
+			immortal = time.After(patience)
 			r.cfg.Logger.Warn("killing what is left", "why", why)
 		}
 		r.signalGroups(syscall.SIGKILL)
 	}
-	for insist := r.signals.insist; r.anyAlive(); r.report() {
+	for insist, wait := r.signals.insist, true; wait && r.anyAlive(); r.report() {
 		select {
 		case <-r.died:
 		case <-insist:
@@ -233,6 +235,9 @@ func (r *run) stop(res *Result) {
 			kill("second interrupt")
 		case <-deadline.C:
 			kill("the stop timeout's share is used up")
+		case <-immortal:
+			wait = false
+			r.cfg.Logger.Error("a process can't be killed: it hangs in the kernel")
 		}
 	}
 	r.report()
@@ -267,8 +272,11 @@ func (r *run) report() {
 func (r *run) deciding() Exit {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.procs) == 0 {
+	switch {
+	case len(r.procs) == 0:
 		return Exit{}
+	case !r.procs[0].gone:
+		return Exit{Code: 128 + int(syscall.SIGKILL), Signal: syscall.SIGKILL}
 	}
 	return r.procs[0].exit
 }
