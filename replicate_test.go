@@ -105,17 +105,24 @@ func TestADatabaseThatIsReplaced(t *testing.T) {
 	}
 }
 
-// The same without a pause, so that captures fall into the middle of it: a file
-// captured of half the old and half the new database must not be built upon.
-func TestADatabaseThatIsReplacedAgainAndAgain(t *testing.T) {
+// The same without a pause, and with a bucket so slow that each replacement falls
+// into an upload: when it is noticed, the new WAL is there, and what the library
+// captures then is half the old and half the new database.
+func TestADatabaseThatIsReplacedDuringAnUpload(t *testing.T) {
 	s3, vol := testbed.StartS3(t), newVolume(t)
+	proxy := testbed.StartProxy(t, s3.Addr)
 	db := vol.db(t)
-	script := fmt.Sprintf(`i=0; while [ $i -lt 25 ]; do
-		%[1]s worker --db %[2]s --count $((10 + i)) --every 2ms --size 900 || exit 1
+	// The end of the short-lived worker moves its WAL into the new file: what the
+	// second one's WAL does not have is in the new file only.
+	script := fmt.Sprintf(`i=0; while [ $i -lt 4 ]; do
+		%[1]s worker --db %[2]s --count $((900 - 200 * i)) --every 0 --size 900 || exit 1
+		%[1]s worker --db %[2]s --count 400 --every 2ms --size 50 || exit 1
 		rm -f %[2]s %[2]s-wal %[2]s-shm
 		i=$((i+1)); done
-		exec %[1]s worker --db %[2]s --count 50 --every 2ms`, testbed.Guestbook(t), db)
-	c := testbed.StartContainer(t, append(s3.Settings(s3.URL(), db), "SLASHA_SYNC_INTERVAL=1ms"), "sh", "-c", script)
+		%[1]s worker --db %[2]s --count 50 --every 0 --size 900 || exit 1
+		exec %[1]s worker --db %[2]s --count 300 --every 2ms --size 50`, testbed.Guestbook(t), db)
+	proxy.Toxic("latency", "downstream", map[string]any{"latency": 200})
+	c := testbed.StartContainer(t, append(s3.Settings(proxy.URL(), db), "SLASHA_SYNC_INTERVAL=1ms"), "sh", "-c", script)
 	if code := c.Wait(60 * time.Second); code != 0 {
 		t.Fatalf("exit %d", code)
 	}
