@@ -108,10 +108,21 @@ func TestTLSInAnEmptyRoot(t *testing.T) {
 // The app often runs as our own user; the bucket's keys are still not for it.
 func TestTheAppCannotReadOurSecrets(t *testing.T) {
 	needRoot(t)
-	// As root one may read everything, so both run as somebody else.
+	// As root one may read everything, so both run as somebody else, who may not
+	// be let into the folder of the repository.
+	dir, err := os.MkdirTemp("", "slasha-init-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(dir, "slasha-init")
+	copyFile(t, testbed.SlashaInit(t), binary)
 	script := `cat /proc/$PPID/environ; echo environ $?; cat /proc/$PPID/mem; echo mem $?; ls /proc/$PPID/fd; echo fd $?`
 	code, out, _ := testbed.Run(t, []string{"LITESTREAM_SECRET_ACCESS_KEY=wrong-secret-3333", "SLASHA_HEALTH_ADDR=off"}, 10*time.Second,
-		"setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", testbed.SlashaInit(t), "--", "sh", "-c", script)
+		"setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", binary, "--", "sh", "-c", script)
 	if code != 0 || strings.Contains(out, "wrong-secret") {
 		t.Errorf("exit %d, %q", code, out)
 	}
