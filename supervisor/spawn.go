@@ -40,12 +40,9 @@ func (s *spawner) start(c Command) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	dir, err := os.Getwd()
-	if err != nil {
-		dir = "" // an unreadable or removed folder is inherited all the same
-	}
+	// The working directory is inherited, by not naming it: one that we may not
+	// enter, or that is gone, is inherited all the same.
 	attr := &syscall.ProcAttr{
-		Dir:   dir,
 		Env:   c.Env,
 		Files: []uintptr{0, 1, 2},
 		Sys:   &syscall.SysProcAttr{Setpgid: true},
