@@ -63,13 +63,16 @@ clean: ## remove what was built; caches of Go stay
 
 # Binaries. Go decides what is out of date, so they are always asked for.
 .PHONY: binaries
-binaries: bin/slasha-init bin/guestbook
+binaries: bin/slasha-init bin/guestbook bin/probe
 
 .PHONY: bin/slasha-init bin/guestbook bin/slasha-init-linux-amd64 bin/slasha-init-linux-arm64
 bin/slasha-init:
 	$(GOBUILD) -o $@ .
 bin/guestbook:
 	$(GOBUILD) -o $@ ./testdata/guestbook
+bin/probe: testdata/probe/probe.c
+	@mkdir -p bin
+	$(CC) -O2 -Wall -Wextra -Werror -static -o $@ $<
 bin/slasha-init-linux-amd64 bin/slasha-init-linux-arm64: bin/slasha-init-linux-%:
 	GOOS=linux GOARCH=$* CC=$(CC_$*) $(GOBUILD) -o $@ .
 

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -56,12 +57,12 @@ func dispatch(args, environ []string) int {
 func oneWord(s string) string { return strings.Trim(quote(s), `"`) }
 
 // tellConfig prints why a command can't be run as asked, and returns the exit code.
-func tellConfig(err error) int {
+func tellConfig(out io.Writer, err error) int {
 	if errors.Is(err, pflag.ErrHelp) {
 		help(os.Stdout)
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, err)
+	fmt.Fprintln(out, err)
 	var wrong *configError
 	if errors.As(err, &wrong) && !wrong.usage {
 		return exitConfig
@@ -75,7 +76,7 @@ func tellConfig(err error) int {
 func restoreCommand(args, environ []string) int {
 	cfg, err := Parse("restore", args, environ)
 	if err != nil {
-		return tellConfig(err)
+		return tellConfig(os.Stderr, err)
 	}
 	out := newPatientWriter(os.Stderr)
 	out.hide(cfg.Secrets())
@@ -184,7 +185,7 @@ func ask(cfg Config) (healthz.Status, error) {
 func healthcheck(args, environ []string) int {
 	cfg, err := Parse("healthcheck", args, environ)
 	if err != nil {
-		return tellConfig(err)
+		return tellConfig(os.Stderr, err)
 	}
 	s, err := ask(cfg)
 	switch {
@@ -207,7 +208,7 @@ func healthcheck(args, environ []string) int {
 func status(args, environ []string) int {
 	cfg, err := Parse("status", args, environ)
 	if err != nil {
-		return tellConfig(err)
+		return tellConfig(os.Stderr, err)
 	}
 	s, err := ask(cfg)
 	if err != nil {
@@ -242,6 +243,7 @@ answers /healthz.
 
   slasha-init [flags] -- COMMAND [ARG...]      run COMMAND under supervision
   slasha-init run [flags] -- COMMAND [ARG...]  the same, spelled out
+  slasha-init run [flags] --procfile Procfile  run several processes
   slasha-init restore [flags] [--output PATH]  restore to a file and exit
   slasha-init healthcheck                      exit 0 if healthy, 1 if not
   slasha-init status [--json]                  the same, for a person
@@ -254,11 +256,14 @@ wins. The keys can come from files: SLASHA_SECRET_ACCESS_KEY_FILE. Without
 `)
 	for _, o := range options {
 		name, usage := pflag.UnquoteUsage(&pflag.Flag{Name: o.name, Usage: o.usage, Value: stringValue(o.value)})
-		if o.boolean {
-			name = ""
+		line := "  --" + o.name + " " + name
+		switch {
+		case o.bare == "true":
+			line = "  --" + o.name
+		case o.bare != "":
+			line = "  --" + o.name + "[=" + name + "]"
 		}
-		line := fmt.Sprintf("  --%s %s", o.name, name)
-		if o.only != nil {
+		if o.only != nil && !slices.Contains(o.only, "run") {
 			usage += " (" + strings.Join(o.only, ", ") + ")"
 		}
 		if o.value != "" {

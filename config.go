@@ -19,9 +19,7 @@ import (
 // Config is what the flags and the environment ask for, judged. Its fields have
 // the flags' names; see options for their meanings.
 type Config struct {
-	Command     []string // the app's, after --
-	Environ     []string // the app's
-	ProcessType string
+	Processes Processes
 
 	DBPath          string
 	Bucket          string
@@ -102,11 +100,11 @@ func Parse(command string, args, environ []string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	cfg := Config{Command: rest, Environ: appEnviron(environ)}
-	cfg.read(src)
+	var cfg Config
+	cfg.read(src, rest, environ)
 	usage := len(wrong) > 0
 	if !usage {
-		wrong = cfg.checkArguments(command, src.flags.ArgsLenAtDash() == 0)
+		wrong = src.checkArguments(rest)
 		usage = len(wrong) > 0
 	}
 	if wrong = append(wrong, src.problems...); len(wrong) > 0 {
@@ -116,24 +114,29 @@ func Parse(command string, args, environ []string) (Config, error) {
 }
 
 // checkArguments judges what follows the flags.
-func (c *Config) checkArguments(command string, dash bool) []problem {
+func (s *source) checkArguments(rest []string) []problem {
+	dash := s.flags.ArgsLenAtDash() == 0
+	procfile := s.command == "run" && s.get("procfile").value != ""
 	switch {
-	case command == "run" && len(c.Command) > 0 && !dash:
-		return []problem{{where: "COMMAND", value: quote(c.Command[0]), want: "must stand behind --, like: slasha-init -- /app serve"}}
-	case command == "run" && len(c.Command) == 0:
+	case s.command != "run" && len(rest) > 0:
+		return []problem{{where: s.command, value: quote(rest[0]), want: "takes no arguments, only flags"}}
+	case s.command != "run":
+	case len(rest) > 0 && procfile:
+		return []problem{{where: "COMMAND", value: quote(rest[0]), want: "can't be used together with --procfile; leave one out"}}
+	case len(rest) > 0 && !dash:
+		return []problem{{where: "COMMAND", value: quote(rest[0]), want: "must stand behind --, like: slasha-init -- /app serve"}}
+	case len(rest) == 0 && !procfile:
 		return []problem{{where: "COMMAND", want: "is missing; write it after --, like: slasha-init -- /app serve"}}
-	case command != "run" && len(c.Command) > 0:
-		return []problem{{where: command, value: quote(c.Command[0]), want: "takes no arguments, only flags"}}
 	}
 	return nil
 }
 
 // read fills in and judges the configuration, in the order of the options.
-func (c *Config) read(s *source) {
+func (c *Config) read(s *source, command, environ []string) {
 	c.HealthAddr = s.healthAddr()
 	if s.command == "healthcheck" || s.command == "status" {
 		// They only ask the health page: what else is set is for run to judge.
-		c.JSON = s.command == "status" && s.get("json").value == "true"
+		c.JSON = s.command == "status" && s.yes("json")
 		return
 	}
 	c.readReplica(s)
@@ -150,12 +153,10 @@ func (c *Config) read(s *source) {
 	} {
 		*d.to = s.duration(d.name, d.most)
 	}
-	if set := s.get("process-type"); !processType.MatchString(set.value) {
-		s.complain(option{name: "process-type"}, set, "must be a word of small letters, digits, - and _, like web or worker")
-	} else {
-		c.ProcessType = set.value
-	}
 	c.readLog(s)
+	if s.command == "run" {
+		c.readProcesses(s, command, appEnviron(environ))
+	}
 	if s.command == "restore" {
 		c.readRestore(s)
 	}
@@ -163,9 +164,8 @@ func (c *Config) read(s *source) {
 }
 
 var (
-	processType = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
-	bucketName  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]$`)
-	regionName  = regexp.MustCompile(`^[a-z0-9-]{2,64}$`)
+	bucketName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]$`)
+	regionName = regexp.MustCompile(`^[a-z0-9-]{2,64}$`)
 )
 
 // readReplica reads what says which database goes where. Either all of it is

@@ -41,8 +41,8 @@ func TestParseWhole(t *testing.T) {
 		t.Errorf("an empty variable is no default: %s", cfg.MaxLag)
 	case cfg.PathPrefix != "apps/shop":
 		t.Errorf("prefix %q", cfg.PathPrefix)
-	case !slices.Equal(cfg.Command, app[1:]):
-		t.Errorf("command %q", cfg.Command)
+	case !slices.Equal(cfg.Processes.Commands[0].Args, app[1:]):
+		t.Errorf("commands %q", cfg.Processes.Commands)
 	case !cfg.Enabled(), cfg.StateDir() != "/data/.app.db.slasha":
 		t.Errorf("enabled %v, state in %s", cfg.Enabled(), cfg.StateDir())
 	}

@@ -28,6 +28,7 @@ var version = "v0.0.0-dev"
 // Our own exit codes, beside the app's. From sysexits.h, where they fit.
 const (
 	exitUsage   = 64 // bad flag
+	exitSystem  = 71 // the system refuses us what every program needs
 	exitUpload  = 70 // the app ended well, but the last upload did not
 	exitRestore = 74 // restore failed; the database is as it was
 	exitConfig  = 78 // bad configuration
@@ -58,17 +59,23 @@ type life struct {
 // run is the life of a container, from top to bottom.
 func run(args, environ []string) int {
 	// Signals and reaping first: whatever comes from now on is not lost.
-	sup := supervisor.New()
+	parent := os.Getppid()
+	sup, err := supervisor.New()
+	out := newPatientWriter(os.Stderr)
+	defer out.flush(500 * time.Millisecond)
+	if err != nil {
+		fmt.Fprintln(out, "slasha-init: "+err.Error())
+		return exitSystem
+	}
 
 	cfg, err := Parse("run", args, environ)
 	if err != nil {
-		return tellConfig(err)
+		return tellConfig(out, err)
 	}
-	out := newPatientWriter(os.Stderr)
 	out.hide(cfg.Secrets())
-	defer out.flush(500 * time.Millisecond)
 	l := &life{cfg: cfg, sup: sup, out: out, log: newLogger(out, cfg)}
 	slog.SetDefault(forLibrary(l.log, cfg.LogLevel))
+	l.takeOrders(parent)
 
 	// The health page before everything that can take long, so that it can be
 	// watched.
@@ -101,6 +108,19 @@ func run(args, environ []string) int {
 	}
 	l.log.Info("exiting", "code", code, "app", res.Exit.String())
 	return code
+}
+
+// takeOrders tells the supervisor what is a stop for this container.
+func (l *life) takeOrders(parent int) {
+	p := l.cfg.Processes
+	if p.StopSignal != 0 {
+		l.sup.StopAs(p.StopSignal)
+	}
+	if p.ParentDeath != 0 {
+		if err := l.sup.DieWithParent(p.ParentDeath, parent); err != nil {
+			l.log.Warn("the parent's death will not be noticed", "error", err)
+		}
+	}
 }
 
 // refuse ends a start that can't be made as configured.
@@ -242,11 +262,15 @@ func (l *life) explain(err error) (string, bool) {
 
 // supervise runs the app until it ends or is told to.
 func (l *life) supervise() supervisor.Result {
-	return l.sup.Run(supervisor.Config{
+	p := l.cfg.Processes
+	cfg := supervisor.Config{
 		StopTimeout: l.cfg.StopTimeout,
+		Scope:       p.Scope,
+		User:        p.User,
+		NoNewPrivs:  p.NoNewPrivs,
 		Logger:      l.log,
-		OnStart: func(p supervisor.Process) {
-			l.health.Process(processStatus(p), false)
+		OnStart:     func(p supervisor.Process) { l.health.Process(processStatus(p), false) },
+		OnReady: func() {
 			l.health.Ready(true)
 			l.enter(healthz.Running)
 		},
@@ -255,7 +279,11 @@ func (l *life) supervise() supervisor.Result {
 			l.health.Ready(false)
 			l.enter(healthz.Stopping)
 		},
-	}, []supervisor.Command{{Type: l.cfg.ProcessType, Args: l.cfg.Command, Env: l.cfg.Environ}})
+	}
+	if p.LogPrefix {
+		cfg.Prefix = &supervisor.Prefix{Stdout: os.Stdout, Stderr: os.Stderr}
+	}
+	return l.sup.Run(cfg, p.Commands)
 }
 
 func processStatus(p supervisor.Process) healthz.Process {

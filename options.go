@@ -17,11 +17,11 @@ const envPrefix = "SLASHA_"
 // option is one setting: a flag, and the variable of the same name.
 type option struct {
 	name     string
-	value    string // default
-	usage    string // what it means; a word in `back quotes` names the value
-	secret   bool   // never printed; can come from a file named by its _FILE variable
-	fallback string // another variable, asked last
-	boolean  bool
+	value    string   // default
+	usage    string   // what it means; a word in `back quotes` names the value
+	secret   bool     // never printed; can come from a file named by its _FILE variable
+	fallback string   // another variable, asked last
+	bare     string   // value of the flag without one, like "true"
 	only     []string // subcommands that know it; nil for all that run or restore
 }
 
@@ -38,8 +38,16 @@ var options = []option{
 	{name: "max-lag", value: "10s", usage: "commits that wait for longer make /healthz unhealthy"},
 	{name: "snapshot-interval", value: "24h", usage: "`time` between full snapshots"},
 	{name: "retention", value: "168h", usage: "how far back in `time` the replica can restore"},
-	{name: "process-type", value: "web", usage: "what COMMAND is: web, worker, ..."},
+	{name: "process-type", value: "web", usage: "what COMMAND is, or which of the Procfile's types runs: web, worker, ..."},
+	{name: "procfile", only: onlyRun, usage: "run the processes of this `file` instead of COMMAND, one \"type: command\" a line"},
+	{name: "formation", only: onlyRun, usage: "how many of each type, like `web=1,worker=2` (default one of each)"},
+	{name: "log-prefix", bare: "true", only: onlyRun, usage: "put the process's name before each line that it writes"},
+	{name: "user", only: onlyRun, usage: "run the app as this `user`: a name, uid, uid:gid or name:group"},
+	{name: "no-new-privs", bare: "true", only: onlyRun, usage: "keep the app from gaining privileges by setuid programs"},
+	{name: "signal-scope", value: "group", only: onlyRun, usage: "who gets signals: `group`, all that the command started, or child, the command alone"},
+	{name: "stop-signal", only: onlyRun, usage: "`signal` that the app is stopped by (default the one that came, or TERM)"},
 	{name: "stop-timeout", value: "9s", usage: "`time` for a whole stop, the app and the last upload"},
+	{name: "kill-on-parent-death", bare: "TERM", only: onlyRun, usage: "stop when our parent dies, as by this `signal` (without a value TERM)"},
 	{name: "health-addr", value: ":9180", usage: "`address` of the health page; port 0 takes a free one, off serves none"},
 	{name: "log-format", value: "text", usage: "`format` of our own log: text or json"},
 	{name: "log-level", value: "info", usage: "least `level` of our own log: debug, info, warn or error"},
@@ -47,8 +55,11 @@ var options = []option{
 	{name: "output", only: []string{"restore"}, usage: "restore to this `path`, where nothing is yet (default --db-path)"},
 	{name: "timestamp", only: []string{"restore"}, usage: "restore the state at this `time`, as RFC 3339"},
 	{name: "txid", only: []string{"restore"}, usage: "restore the state after this transaction `id`, 16 hex digits"},
-	{name: "json", boolean: true, only: []string{"status"}, usage: "print the status as JSON"},
+	{name: "json", bare: "true", only: []string{"status"}, usage: "print the status as JSON"},
 }
+
+// onlyRun is for settings that only running an app has.
+var onlyRun = []string{"run"}
 
 // later are settings of the contract that this version does not have yet, with
 // the values that ask for nothing more than it does; the first is the default. A
@@ -62,10 +73,7 @@ var later = map[string][]string{
 	"lease-ttl":         {"60s"},
 	"lock-timeout":      {"90s"},
 	"control-socket":    {""},
-	"user":              {""},
 	"verify-interval":   {"off"},
-	"procfile":          {""},
-	"formation":         {""},
 }
 
 func (o option) variable() string {
@@ -114,12 +122,9 @@ func flagSet(command string) *pflag.FlagSet {
 	fs.SortFlags = false
 	fs.Usage = func() {}
 	for _, o := range options {
-		switch {
-		case !o.knownTo(command):
-		case o.boolean:
-			fs.Bool(o.name, false, o.usage)
-		default:
+		if o.knownTo(command) {
 			fs.String(o.name, o.value, o.usage)
+			fs.Lookup(o.name).NoOptDefVal = o.bare
 		}
 	}
 	for name, values := range later {

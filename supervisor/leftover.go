@@ -2,11 +2,12 @@ package supervisor
 
 import (
 	"bytes"
+	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,14 +24,9 @@ const (
 	lookAgain = 10 * time.Millisecond
 )
 
-// becomeSubreaper makes orphans of our descendants our children, as they would
-// be of PID 1. See prctl(2), PR_SET_CHILD_SUBREAPER.
-func becomeSubreaper() {
-	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-}
-
 // sweep ends every process that is left: helpers in the background, orphans, as
 // PID 1 also those of docker exec. Any of them may be writing to a database.
+// Those in the process groups that were told already are not told twice.
 func (r *run) sweep(budget time.Duration, force bool) {
 	left := others()
 	if len(left) == 0 {
@@ -40,17 +36,24 @@ func (r *run) sweep(budget time.Duration, force bool) {
 	if force {
 		grace = leastGrace
 	}
-	r.cfg.Logger.Info("ending processes that were left behind", "pids", left, "budget", grace)
-	for _, pid := range left {
-		_ = syscall.Kill(pid, syscall.SIGTERM)
+	r.cfg.Logger.Info("ending processes that were left behind", "pids", pids(left), "budget", grace.Round(time.Millisecond))
+	for _, p := range left {
+		if !r.told(p.group) {
+			p.signal(syscall.SIGTERM)
+		}
 	}
 	if r.noneBefore(time.Now().Add(grace), 0) {
 		return
 	}
-	r.cfg.Logger.Warn("killing processes that were left behind", "pids", others())
+	r.cfg.Logger.Warn("killing processes that were left behind", "pids", pids(others()))
 	if !r.noneBefore(time.Now().Add(patience), syscall.SIGKILL) {
-		r.cfg.Logger.Error("processes can't be killed", "pids", others())
+		r.cfg.Logger.Error("processes can't be killed", "pids", pids(others()))
 	}
+}
+
+// told reports whether a whole group has had its stop signal.
+func (r *run) told(group int) bool {
+	return r.cfg.Scope == Group && slices.ContainsFunc(r.procs, func(p *child) bool { return p.PID == group })
 }
 
 // noneBefore waits until no other process is left, and signals those that are
@@ -70,8 +73,8 @@ func (r *run) noneBefore(end time.Time, sig syscall.Signal) bool {
 			return true
 		}
 		if sig != 0 {
-			for _, pid := range left {
-				_ = syscall.Kill(pid, sig)
+			for _, p := range left {
+				p.signal(sig)
 			}
 		}
 		select {
@@ -85,47 +88,85 @@ func (r *run) noneBefore(end time.Time, sig syscall.Signal) bool {
 	}
 }
 
+// process is what /proc tells of one.
+type process struct{ pid, parent, group int }
+
+func pids(list []process) []int {
+	var numbers []int
+	for _, p := range list {
+		numbers = append(numbers, p.pid)
+	}
+	return numbers
+}
+
+// signal sends a signal to the process, and not to another one that has got its
+// number since: it is looked at again while a descriptor holds on to it.
+func (p process) signal(sig syscall.Signal) {
+	self := os.Getpid()
+	if self == 1 {
+		_ = syscall.Kill(p.pid, sig) // all are ours to end, whichever it is
+		return
+	}
+	fd, err := unix.PidfdOpen(p.pid, 0)
+	if err == unix.ESRCH {
+		return
+	}
+	if now, live := readStat(p.pid); !live || (now.parent != p.parent && now.parent != self) {
+		p.pid = 0
+	}
+	if err != nil { // an old kernel
+		if p.pid > 0 {
+			_ = syscall.Kill(p.pid, sig)
+		}
+		return
+	}
+	if p.pid > 0 {
+		_ = unix.PidfdSendSignal(fd, sig, nil, 0)
+	}
+	_ = unix.Close(fd)
+}
+
 // others lists the processes that live and are ours to end: as PID 1 all of the
 // namespace, otherwise our descendants. Where /proc can't tell, PID 1 still can
 // end everybody: then the list is -1, as for kill(2).
-func others() []int {
+func others() []process {
 	self := os.Getpid()
 	if link, err := os.Readlink("/proc/self"); err != nil || link != strconv.Itoa(self) {
 		// No /proc, or one of another PID namespace.
 		if self == 1 && syscall.Kill(-1, 0) == nil {
-			return []int{-1}
+			return []process{{pid: -1}}
 		}
 		return nil
 	}
-	parents := processes()
-	var left []int
-	for pid := range parents {
-		if pid != self && (self == 1 || descends(pid, self, parents)) {
-			left = append(left, pid)
+	all := processes()
+	var left []process
+	for pid, p := range all {
+		if pid != self && (self == 1 || descends(pid, self, all)) {
+			left = append(left, p)
 		}
 	}
 	return left
 }
 
-func descends(pid, from int, parents map[int]int) bool {
+func descends(pid, from int, all map[int]process) bool {
 	// No chain is longer than the number of processes; a loop can come from
 	// reading /proc while it changes.
-	for range len(parents) {
-		parent, ok := parents[pid]
+	for range len(all) {
+		p, ok := all[pid]
 		if !ok {
 			return false
 		}
-		if parent == from {
+		if p.parent == from {
 			return true
 		}
-		pid = parent
+		pid = p.parent
 	}
 	return false
 }
 
-// processes reads the parent of every live process from /proc. Zombies do not
-// count: they run no code.
-func processes() map[int]int {
+// processes reads every live process from /proc. Zombies do not count: they
+// run no code.
+func processes() map[int]process {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
@@ -135,62 +176,35 @@ func processes() map[int]int {
 	if err != nil {
 		return nil
 	}
-	parents := make(map[int]int, len(names))
+	all := make(map[int]process, len(names))
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
 		if err != nil {
 			continue
 		}
-		if parent, live := readStat(name); live {
-			parents[pid] = parent
+		if p, live := readStat(pid); live {
+			all[pid] = p
 		}
 	}
-	return parents
+	return all
 }
 
-// readStat returns the parent of a process and whether it lives. The second
-// field of stat(5) is the name in parentheses and may itself hold anything, so
-// the fields are counted from its last parenthesis.
-func readStat(pid string) (parent int, live bool) {
-	b, err := os.ReadFile("/proc/" + pid + "/stat")
+// readStat looks a process up, and reports whether it lives. The second field of
+// stat(5) is the name in parentheses and may itself hold anything, so the fields
+// are counted from its last parenthesis: state, parent, group.
+func readStat(pid int) (p process, live bool) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, false
+		return process{}, false
 	}
+	var state byte
 	i := bytes.LastIndexByte(b, ')')
 	if i < 0 {
-		return 0, false
+		return process{}, false
 	}
-	fields := bytes.Fields(b[i+1:])
-	if len(fields) < 2 {
-		return 0, false
+	p.pid = pid
+	if _, err := fmt.Sscanf(string(b[i+1:]), " %c %d %d", &state, &p.parent, &p.group); err != nil {
+		return process{}, false
 	}
-	parent, err = strconv.Atoi(string(fields[1]))
-	if err != nil {
-		return 0, false
-	}
-	state := fields[0][0]
-	return parent, state != 'Z' && state != 'X'
-}
-
-// ended returns the pid of a child that has ended and is still to be reaped, or
-// 0. It leaves the child as it is.
-func ended() int {
-	// The head of siginfo_t as waitid(2) fills it in on 64-bit Linux.
-	var info struct {
-		signo, errno, code, _ int32
-		pid                   int32
-		_                     [108]byte
-	}
-	for {
-		//nolint:gosec // the kernel fills in a struct of the right size and layout
-		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, unix.P_ALL, 0, uintptr(unsafe.Pointer(&info)),
-			unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, 0, 0)
-		if errno == syscall.EINTR {
-			continue
-		}
-		if errno != 0 {
-			return 0
-		}
-		return int(info.pid)
-	}
+	return p, state != 'Z' && state != 'X'
 }

@@ -1,23 +1,23 @@
 package supervisor
 
 import (
-	"os"
-	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 )
 
-// signals is the inbox of this process. One goroutine reads it, in order.
+// signals is the inbox of this process. One goroutine fills it, in order.
 type signals struct {
 	stopping chan struct{} // closed by the first stop signal
 	insist   chan struct{} // closed by the second interrupt
 	gaveUp   chan struct{} // closed by the third
 
 	mu         sync.Mutex
-	stop       syscall.Signal
+	stop       syscall.Signal // the first stop signal, as it came
+	as         syscall.Signal // what stop signals are passed on as; 0 leaves them as they are
 	interrupts int
-	kept       []syscall.Signal     // arrived while nobody was there to take them
-	to         func(syscall.Signal) // nil until the processes run
+	kept       []arrival     // came while nobody was there to take them
+	to         func(arrival) // nil until the processes run
 }
 
 func newSignals() *signals {
@@ -28,64 +28,61 @@ func newSignals() *signals {
 	}
 }
 
-// take takes every signal that can be caught, and calls reap for SIGCHLD.
-func (s *signals) take(reap func()) {
-	// os/signal drops what a full channel can't take; the goroutine below only
-	// appends, so 512 are many more than can wait.
-	inbox := make(chan os.Signal, 512)
-	signal.Notify(inbox)
-	go func() {
-		for sig := range inbox {
-			if n, ok := sig.(syscall.Signal); ok {
-				s.receive(n, reap)
-			}
-		}
-	}()
-}
-
-func (s *signals) receive(sig syscall.Signal, reap func()) {
-	switch sig {
-	case syscall.SIGCHLD:
-		reap()
-		return
-	case syscall.SIGURG:
-		// Go's runtime sends it to itself, to preempt goroutines.
-		return
-	case syscall.SIGPIPE:
-		// A write to a closed connection or a gone log reader raised it here;
-		// it is news for us, as an error, and not for the app.
-		return
+// receive takes a signal. It passes it on at once, or keeps it.
+func (s *signals) receive(a arrival) {
+	if a.fromKernel && (a.Signal == syscall.SIGTTIN || a.Signal == syscall.SIGTTOU) {
+		return // we touched a terminal from the background; nobody sent it
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if sig == syscall.SIGINT {
+	if a.Signal == syscall.SIGINT {
 		s.interrupted()
 	}
-	if s.isStop(sig) && s.stop == 0 {
-		s.stop = sig
-		if s.to != nil {
-			s.to(sig) // before anybody who waits for stopping acts on it
+	if s.isStop(a.Signal) {
+		first := s.stop == 0
+		if first {
+			s.stop = a.Signal
+			defer close(s.stopping) // after it was passed on, for those who wait for it
 		}
-		close(s.stopping)
-		return
+		if s.to == nil && first {
+			return // deliver passes it on
+		}
+		if s.as != 0 {
+			a.Signal = s.as
+		}
 	}
 	if s.to != nil {
-		s.to(sig)
+		s.to(a)
 		return
 	}
-	s.kept = append(s.kept, sig)
+	s.kept = append(s.kept, a)
 }
 
-// isStop: TERM and INT always stop the container. HUP and QUIT are the app's to
-// interpret, so they stop it only while there is no app.
+// isStop: TERM and INT always stop the container, and so does the signal that
+// the app is stopped by. HUP and QUIT are the app's to interpret, so they stop it
+// only while there is no app.
 func (s *signals) isStop(sig syscall.Signal) bool {
 	switch sig {
 	case syscall.SIGTERM, syscall.SIGINT:
 		return true
 	case syscall.SIGHUP, syscall.SIGQUIT:
-		return s.to == nil
+		return s.to == nil || sig == s.as
 	}
-	return false
+	return sig == s.as
+}
+
+// stopAs makes stop signals reach the app as sig, which is one itself then,
+// also if it came already.
+func (s *signals) stopAs(sig syscall.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.as = sig
+	i := slices.IndexFunc(s.kept, func(a arrival) bool { return a.Signal == sig })
+	if i >= 0 && s.stop == 0 {
+		s.kept = slices.Delete(s.kept, i, i+1)
+		s.stop = sig
+		close(s.stopping)
+	}
 }
 
 func (s *signals) interrupted() {
@@ -100,7 +97,7 @@ func (s *signals) interrupted() {
 
 // deliver hands over what was kept, and from now on each signal as it comes.
 // With nil, signals are kept again.
-func (s *signals) deliver(to func(syscall.Signal)) {
+func (s *signals) deliver(to func(arrival)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.to = to
@@ -108,12 +105,28 @@ func (s *signals) deliver(to func(syscall.Signal)) {
 		return
 	}
 	if s.stop != 0 {
-		to(s.stop)
+		to(arrival{Signal: s.passedOn(s.stop)})
 	}
-	for _, sig := range s.kept {
-		to(sig)
+	for _, a := range s.kept {
+		to(a)
 	}
 	s.kept = nil
+}
+
+// passedOn is what a stop signal reaches the app as.
+func (s *signals) passedOn(sig syscall.Signal) syscall.Signal {
+	if s.as != 0 {
+		return s.as
+	}
+	return sig
+}
+
+// tell returns by which signal processes are told to stop when no signal has
+// come.
+func (s *signals) tell() syscall.Signal {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.passedOn(syscall.SIGTERM)
 }
 
 func (s *signals) first() syscall.Signal {

@@ -1,16 +1,8 @@
 package supervisor
 
 import (
-	"bufio"
-	"bytes"
-	"debug/elf"
-	"errors"
-	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +10,7 @@ import (
 
 // spawner makes children from one thread that lives as long as the process: a
 // child's parent-death signal is tied to the thread that made it, and Go ends
-// threads when it likes.
+// threads when it likes. The same thread takes the signals.
 type spawner struct{ jobs chan func() }
 
 func newSpawner() *spawner {
@@ -32,171 +24,59 @@ func newSpawner() *spawner {
 	return s
 }
 
+// do runs f on the thread, and returns when it has.
+func (s *spawner) do(f func()) {
+	done := make(chan struct{})
+	s.jobs <- func() {
+		defer close(done)
+		f()
+	}
+	<-done
+}
+
+// how is what a child gets besides its command.
+type how struct {
+	files      []uintptr // descriptors of its stdin, stdout and stderr
+	foreground bool      // make its group the foreground of the terminal that stdin is
+	user       *User     // nil for our own
+	noNewPrivs bool
+}
+
 // start runs a command in a process group of its own and returns its pid. When
 // it returns without an error, the program has been executed: the group is
-// there for signals.
-func (s *spawner) start(c Command) (pid int, err error) {
+// there for signals. The rest is inherited: umask, limits (Go puts back the one
+// that it raised for itself), signal mask, ignored signals and the working
+// directory, by not naming it: one that we may not enter, or that is gone, is
+// inherited all the same.
+func (s *spawner) start(c Command, h how) (pid int, err error) {
 	file, err := find(c.Args[0], c.Env)
 	if err != nil {
 		return 0, err
 	}
-	// The working directory is inherited, by not naming it: one that we may not
-	// enter, or that is gone, is inherited all the same.
 	attr := &syscall.ProcAttr{
 		Env:   c.Env,
-		Files: []uintptr{0, 1, 2},
-		Sys:   &syscall.SysProcAttr{Setpgid: true},
+		Files: h.files,
+		Sys:   &syscall.SysProcAttr{Setpgid: true, Foreground: h.foreground, Ctty: 0},
 	}
-	if ownsTerminal() {
-		// A group in the background may not read from its terminal.
-		attr.Sys.Foreground, attr.Sys.Ctty = true, 0
+	if h.user != nil {
+		attr.Sys.Credential = h.user.credential()
 	}
 	if os.Getpid() != 1 {
 		// As PID 1 our end is the end of the namespace. Otherwise the app would
 		// go on without replication, and what it writes would be lost.
 		attr.Sys.Pdeathsig = syscall.SIGKILL
 	}
-	done := make(chan struct{})
-	s.jobs <- func() {
-		defer close(done)
-		pid, err = syscall.ForkExec(file, c.Args, attr)
-	}
-	<-done
-	if err != nil {
-		return 0, diagnose(file, err)
-	}
-	return pid, nil
-}
-
-// ownsTerminal reports whether stdin is our controlling terminal and we are in
-// its foreground, so that it is ours to hand over.
-func ownsTerminal() bool {
-	group, err := unix.IoctlGetInt(0, unix.TIOCGPGRP)
-	return err == nil && group == unix.Getpgrp()
-}
-
-// StartError says why a command could not be started.
-type StartError struct {
-	File string
-	Why  string // what is wrong with it, for a person
-	// NotFound is true when there is no such file, as opposed to one that can't
-	// be executed: exit code 127, as opposed to 126.
-	NotFound bool
-}
-
-func (e *StartError) Error() string { return fmt.Sprintf("%q %s", e.File, e.Why) }
-
-func startCode(err error) int {
-	var e *StartError
-	if errors.As(err, &e) && e.NotFound {
-		return 127
-	}
-	return 126
-}
-
-// defaultPath is what a shell uses when PATH is not set.
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// find returns the file that a shell would execute for name with the app's PATH.
-func find(name string, env []string) (string, error) {
-	if name == "" {
-		return "", &StartError{File: name, Why: "is no command: the name is empty", NotFound: true}
-	}
-	if strings.Contains(name, "/") {
-		return name, nil
-	}
-	path := defaultPath
-	for _, kv := range env {
-		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
-			path = v
-		}
-	}
-	unusable := ""
-	for _, dir := range filepath.SplitList(path) {
-		if dir == "" {
-			dir = "."
-		}
-		file := filepath.Join(dir, name)
-		if dir == "." {
-			file = "./" + name
-		}
-		fi, err := os.Stat(file)
-		if err != nil || fi.IsDir() {
-			continue
-		}
-		if unix.Access(file, unix.X_OK) == nil {
-			return file, nil
-		}
-		if unusable == "" {
-			unusable = file
-		}
-	}
-	if unusable != "" {
-		return "", &StartError{File: unusable, Why: "is not executable (permission denied)"}
-	}
-	return "", &StartError{File: name, Why: "was not found in PATH (" + path + ")", NotFound: true}
-}
-
-// diagnose finds out what the kernel meant: it has one error for a missing
-// file and for a missing interpreter, and one for all unknown formats.
-func diagnose(file string, err error) error {
-	fi, statErr := os.Stat(file)
-	switch {
-	case errors.Is(statErr, os.ErrNotExist):
-		return &StartError{File: file, Why: "does not exist", NotFound: true}
-	case statErr == nil && fi.IsDir():
-		return &StartError{File: file, Why: "is a folder"}
-	case errors.Is(err, syscall.EACCES):
-		return &StartError{File: file, Why: "is not executable (permission denied)"}
-	case errors.Is(err, syscall.ENOENT):
-		if i := interpreter(file); i != "" {
-			return &StartError{File: file, Why: fmt.Sprintf("needs the interpreter %q, which does not exist in this image", i), NotFound: true}
-		}
-		return &StartError{File: file, Why: "or its interpreter does not exist", NotFound: true}
-	case errors.Is(err, syscall.ENOEXEC):
-		return &StartError{File: file, Why: "is no program for this machine (" + kind(file) + ")"}
-	}
-	return &StartError{File: file, Why: "can't be executed: " + err.Error()}
-}
-
-// interpreter returns what a script's first line or an ELF header asks for.
-func interpreter(file string) string {
-	f, err := os.Open(file)
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = f.Close() }()
-	line, _ := bufio.NewReader(io.LimitReader(f, 256)).ReadString('\n')
-	if rest, ok := strings.CutPrefix(line, "#!"); ok {
-		if fields := strings.Fields(rest); len(fields) > 0 {
-			return fields[0]
-		}
-		return ""
-	}
-	e, err := elf.NewFile(f)
-	if err != nil {
-		return ""
-	}
-	for _, p := range e.Progs {
-		if p.Type == elf.PT_INTERP && p.Filesz < 4096 {
-			name := make([]byte, p.Filesz)
-			if _, err := p.ReadAt(name, 0); err == nil {
-				return string(bytes.TrimRight(name, "\x00"))
+	s.do(func() {
+		if h.noNewPrivs {
+			// Of this thread, and so of what it starts from now on.
+			if err = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+				return
 			}
 		}
-	}
-	return ""
-}
-
-// kind says what a file that the kernel does not know looks like.
-func kind(file string) string {
-	f, err := os.Open(file)
+		forkMask(func() { pid, err = syscall.ForkExec(file, c.Args, attr) })
+	})
 	if err != nil {
-		return "its format is unknown"
+		return 0, diagnose(file, h.user, err)
 	}
-	defer func() { _ = f.Close() }()
-	if e, err := elf.NewFile(f); err == nil {
-		return fmt.Sprintf("it is built for %s, this is %s", strings.ToLower(strings.TrimPrefix(e.Machine.String(), "EM_")), runtime.GOARCH)
-	}
-	return "a script needs a first line like #!/bin/sh"
+	return pid, nil
 }

@@ -18,54 +18,78 @@ func closed(c chan struct{}) bool {
 	}
 }
 
+func sent(sig syscall.Signal) arrival { return arrival{Signal: sig} }
+
+// recorder notes what reaches the app.
+type recorder []syscall.Signal
+
+func (r *recorder) take(a arrival) { *r = append(*r, a.Signal) }
+
 // A signal that comes before the processes run is kept, and delivered once.
 func TestSignalsBeforeTheProcessesRun(t *testing.T) {
 	s := newSignals()
-	var got []syscall.Signal
-	take := func(sig syscall.Signal) { got = append(got, sig) }
-	reaped := 0
-	for _, sig := range []syscall.Signal{syscall.SIGUSR1, syscall.SIGURG, syscall.SIGPIPE, syscall.SIGCHLD, syscall.SIGWINCH} {
-		s.receive(sig, func() { reaped++ })
+	var got recorder
+	for _, a := range []arrival{sent(syscall.SIGUSR1), {syscall.SIGTTOU, true}, sent(syscall.SIGWINCH)} {
+		s.receive(a)
 	}
-	s.deliver(take)
-	s.receive(syscall.SIGUSR2, nil)
-	s.receive(syscall.SIGHUP, nil) // the app's to interpret, now that there is one
+	s.deliver(got.take)
+	s.receive(sent(syscall.SIGUSR2))
+	s.receive(sent(syscall.SIGHUP)) // the app's to interpret, now that there is one
 	if want := []syscall.Signal{syscall.SIGUSR1, syscall.SIGWINCH, syscall.SIGUSR2, syscall.SIGHUP}; !slices.Equal(got, want) {
 		t.Errorf("delivered %v, want %v", got, want)
 	}
-	if reaped != 1 || closed(s.stopping) {
-		t.Errorf("reaped %d times, stopping %v", reaped, closed(s.stopping))
+	if closed(s.stopping) {
+		t.Error("stopping")
 	}
 }
 
 func TestStopSignals(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
 		s := newSignals()
-		s.receive(sig, nil)
+		s.receive(sent(sig))
 		if !closed(s.stopping) || s.first() != sig {
 			t.Errorf("%s before the app runs does not stop", sig)
 		}
 		// One that came in the last moment before the processes ran is theirs too.
-		var got []syscall.Signal
-		s.deliver(func(sig syscall.Signal) { got = append(got, sig) })
+		var got recorder
+		s.deliver(got.take)
 		if !slices.Equal(got, []syscall.Signal{sig}) {
 			t.Errorf("%s: delivered %v", sig, got)
 		}
 	}
 }
 
+func TestStopAs(t *testing.T) {
+	s := newSignals()
+	var got recorder
+	s.receive(sent(syscall.SIGUSR1)) // before we know that it is the stop signal
+	s.stopAs(syscall.SIGUSR1)
+	if !closed(s.stopping) || s.first() != syscall.SIGUSR1 {
+		t.Error("a stop signal of one's own that came early does not stop")
+	}
+	s.deliver(got.take)
+	s.receive(sent(syscall.SIGTERM))
+	s.receive(sent(syscall.SIGHUP))
+	if want := []syscall.Signal{syscall.SIGUSR1, syscall.SIGUSR1, syscall.SIGHUP}; !slices.Equal(got, want) {
+		t.Errorf("delivered %v, want %v", got, want)
+	}
+	if s.tell() != syscall.SIGUSR1 {
+		t.Errorf("processes are told by %v", s.tell())
+	}
+}
+
 func TestRepeatedInterrupts(t *testing.T) {
 	s := newSignals()
-	s.deliver(func(syscall.Signal) {})
+	s.deliver(func(arrival) {})
 	for n, want := range [][3]bool{{true, false, false}, {true, true, false}, {true, true, true}, {true, true, true}} {
-		s.receive(syscall.SIGINT, nil)
+		s.receive(sent(syscall.SIGINT))
 		if got := [3]bool{closed(s.stopping), closed(s.insist), closed(s.gaveUp)}; got != want {
 			t.Errorf("after %d: %v, want %v", n+1, got, want)
 		}
 	}
 	s = newSignals()
 	for range 5 {
-		s.receive(syscall.SIGTERM, nil)
+		s.receive(sent(syscall.SIGTERM))
 	}
 	if closed(s.insist) {
 		t.Error("a repeated TERM changes something")
@@ -105,9 +129,12 @@ func TestFind(t *testing.T) {
 }
 
 func TestDescends(t *testing.T) {
-	parents := map[int]int{10: 1, 20: 10, 30: 20, 40: 1, 50: 51, 51: 50}
+	all := make(map[int]process)
+	for pid, parent := range map[int]int{10: 1, 20: 10, 30: 20, 40: 1, 50: 51, 51: 50} {
+		all[pid] = process{pid: pid, parent: parent}
+	}
 	for pid, want := range map[int]bool{10: false, 20: true, 30: true, 40: false, 50: false, 99: false} {
-		if got := descends(pid, 10, parents); got != want {
+		if got := descends(pid, 10, all); got != want {
 			t.Errorf("%d: %v", pid, got)
 		}
 	}

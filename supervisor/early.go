@@ -1,0 +1,86 @@
+package supervisor
+
+// #include "early.h"
+import "C"
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// lastSignal is SIGRTMAX on Linux.
+const lastSignal = 64
+
+// arrival is a signal that came.
+type arrival struct {
+	syscall.Signal
+	fromKernel bool // a terminal's, or one that tells of a child or of a fault
+}
+
+// catchable reports whether a signal can be caught. The C library keeps 32
+// and 33 to itself.
+func catchable(sig syscall.Signal) bool {
+	return sig != syscall.SIGKILL && sig != syscall.SIGSTOP && sig != 32 && sig != 33
+}
+
+// catchAll installs the handler for every signal and returns the pipe that it
+// writes to. It is called on the thread that is to take them.
+func catchAll() (*os.File, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("a pipe for signals: %w", err)
+	}
+	// Room for a storm. Where that is more than we may have, 64 KiB stay.
+	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, 1<<20)
+	C.slasha_inbox(C.int(fds[1]))
+	// A write to a stderr that nobody reads must not end us. Go's own record of
+	// what is ignored keeps it from ending itself; the app starts with the
+	// default, because the handler takes the disposition's place.
+	signal.Ignore(syscall.SIGPIPE)
+	for sig := syscall.Signal(1); sig <= lastSignal; sig++ {
+		switch {
+		case !catchable(sig):
+		case C.slasha_was_ignored(C.int(sig)) != 0 && sig != syscall.SIGTERM && sig != syscall.SIGCHLD:
+			// As nohup and a shell's & ask: for us, and by inheritance for the app.
+			signal.Ignore(sig)
+		default:
+			C.slasha_catch(C.int(sig))
+		}
+	}
+	C.slasha_open_mask()
+	return os.NewFile(uintptr(fds[0]), "signals"), nil
+}
+
+// readSignals calls receive for each signal in the order of arrival. Whether
+// a batch was so full that the pipe may have lost some is told to lost.
+func readSignals(inbox *os.File, receive func(arrival), lost func()) {
+	const size = C.sizeof_struct_slasha_signal
+	buf := make([]byte, size*1024)
+	for {
+		n, err := inbox.Read(buf)
+		if err != nil {
+			return
+		}
+		for b := buf[:n]; len(b) >= size; b = b[size:] {
+			number := int32(binary.NativeEndian.Uint32(b))
+			code := int32(binary.NativeEndian.Uint32(b[4:]))
+			receive(arrival{syscall.Signal(number), code > 0})
+		}
+		if n == len(buf) {
+			lost()
+		}
+	}
+}
+
+// forkMask runs f, which starts a child, with the signal mask that the child is
+// to have, on the thread that takes the signals.
+func forkMask(f func()) {
+	C.slasha_apps_mask()
+	defer C.slasha_open_mask()
+	f()
+}
