@@ -42,6 +42,12 @@ race: setup tools ## the tests again, with the race detector in the tests and in
 	CGO_ENABLED=1 go build -race -o bin/slasha-init-race .
 	SLASHA_TEST_BINARY=$(CURDIR)/bin/slasha-init-race go test -race -count=1 -timeout 30m ./...
 
+.PHONY: conformance
+conformance: setup ## examine us and other inits as PID 1, and write docs/pid1.md
+	@.ci/setup inits
+	@$(MAKE) --no-print-directory binaries
+	go test -count=1 -timeout 30m ./internal/conformance -args -peers -write
+
 .PHONY: lint
 lint: $(addprefix $(CACHE)/,$(LINTERS)) ## vet, staticcheck and the linter
 	test -z "$$(gofmt -l $$(git ls-files '*.go'))"

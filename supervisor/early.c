@@ -3,16 +3,18 @@
 // Go's runtime and the initialisers of a hundred packages run before main does.
 // A signal that arrives in that time meets Go's default: TERM ends the process
 // with a code that is nobody's, and so do HUP, USR1 and the rest, although no app
-// has had a chance to see them. So a constructor, which the C library calls before
-// Go's runtime begins, blocks them all: the kernel keeps them (for PID 1 too, for
-// which it drops a signal that has no handler and is not blocked), real-time
-// ones in their number and order.
+// has had a chance to see them. To block them would not help: Go's threads
+// unblock HUP, INT, QUIT and TERM.
 //
-// Later New installs one handler for all, which writes down what came in a pipe
-// (the self-pipe trick), and opens one thread's mask. os/signal would not do: it
-// merges real-time signals of one number, leaves out SIGRTMIN, which then ends
-// the process, and does not tell who sent a signal, so that its own SIGURG can't
-// be told from one that was sent.
+// So a constructor, which the C library calls before Go's runtime begins,
+// installs one handler for all, which writes down what comes in a pipe (the
+// self-pipe trick). When the runtime installs its own handlers, our sigaction,
+// which stands before the C library's as those of the sanitizers do, keeps them
+// for the signals that are Go's own: faults, and those to itself.
+//
+// os/signal would not do even later: it merges real-time signals of one number,
+// leaves out SIGRTMIN, which then ends the process, and does not tell who sent a
+// signal, so that the runtime's own SIGURG can't be told from one that was sent.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,10 +26,16 @@
 
 #include "early.h"
 
-static sigset_t apps_mask;        // as we found it: the app's to inherit
-static sigset_t ignored;          // as we found them, likewise
-static struct sigaction gos[65];  // Go's own handlers
-static int inbox = -1;
+enum { SIGNALS = 65 };
+
+static sigset_t apps_mask;            // as we found it: the app's to inherit
+static sigset_t ignored;              // as we found them, likewise
+static sigset_t caught;               // those that the handler takes
+static struct sigaction gos[SIGNALS]; // what Go wanted for these
+static int inbox[2] = {-1, -1};
+
+// The C library's, under its other name.
+extern int __sigaction(int number, const struct sigaction *act, struct sigaction *old);
 
 // A process that only runs a short command keeps the defaults, so that ctrl-C
 // ends it. So does a test of a Go package.
@@ -39,12 +47,16 @@ static int supervises(int argc, char **argv) {
 		return strncmp(argv[1], "-test.", 6) != 0;
 	return strcmp(argv[1], "run") == 0;
 #else
-	return 0;
+	return argc < 0 && argv == NULL;
 #endif
 }
 
-// The signals by which the kernel reports a fault of our own code. Blocked, a
-// fault would end us without a trace.
+// The C library keeps 32 and 33 to itself.
+static int catchable(int number) {
+	return number != SIGKILL && number != SIGSTOP && number != 32 && number != 33;
+}
+
+// The signals by which the kernel reports a fault of our own code.
 static int is_fault(int number) {
 	switch (number) {
 	case SIGSEGV: case SIGBUS: case SIGFPE: case SIGILL: case SIGTRAP: case SIGSYS: case SIGABRT:
@@ -53,36 +65,7 @@ static int is_fault(int number) {
 	return 0;
 }
 
-__attribute__((constructor)) static void early(int argc, char **argv) {
-	struct sigaction was;
-	sigset_t all;
-	int number, fd;
-
-	sigemptyset(&ignored);
-	sigfillset(&all);
-	for (number = 1; number < 65; number++) {
-		if (sigaction(number, NULL, &was) == 0 && was.sa_handler == SIG_IGN)
-			sigaddset(&ignored, number);
-		if (is_fault(number) || number == SIGURG || number == SIGPROF)
-			sigdelset(&all, number); // Go's runtime uses these two on itself
-	}
-	pthread_sigmask(SIG_SETMASK, NULL, &apps_mask);
-	if (supervises(argc, argv))
-		pthread_sigmask(SIG_BLOCK, &all, NULL);
-
-	// Without the first three descriptors, files that we open would become the
-	// app's stdin or stdout. Go makes them /dev/null, and gives up in an image
-	// that has none.
-	for (fd = 0; fd < 3; fd++) {
-		if (fcntl(fd, F_GETFD) == -1 && errno == EBADF && open("/dev/null", O_RDWR) == -1 && open("/", O_PATH) == -1)
-			continue;
-	}
-}
-
-int slasha_was_ignored(int number) { return sigismember(&ignored, number) == 1; }
-
-// What is not for the app: faults and Go's signals to itself. SIGPIPE is
-// raised here by connections that end, with ourselves as the sender.
+// What is not for the app: faults, and the runtime's signals to itself.
 static int is_for_go(int number, const siginfo_t *info) {
 	if (info->si_code == SI_TKILL && info->si_pid == getpid())
 		return 1;
@@ -95,32 +78,96 @@ static void on_signal(int number, siginfo_t *info, void *context) {
 	int saved = errno;
 
 	if (is_for_go(number, info)) {
-		if (gos[number].sa_flags & SA_SIGINFO)
+		if (gos[number].sa_flags & SA_SIGINFO) {
 			gos[number].sa_sigaction(number, info, context);
+		} else if (is_fault(number)) { // before there is a runtime
+			struct sigaction fatal;
+			memset(&fatal, 0, sizeof fatal);
+			__sigaction(number, &fatal, NULL);
+		}
 	} else if (number != SIGPIPE || info->si_pid != getpid()) {
+		// A SIGPIPE with ourselves as the sender is raised by a connection that
+		// ended. A record is shorter than PIPE_BUF, so a write is whole or not at
+		// all; nobody can be told of the latter.
 		struct slasha_signal s = {number, info->si_code};
-		// Atomic, as it is shorter than PIPE_BUF. Nobody can be told if it fails.
-		if (write(inbox, &s, sizeof s) == -1)
+		if (write(inbox[1], &s, sizeof s) == -1)
 			errno = saved;
 	}
 	errno = saved;
 }
 
-// slasha_inbox names the pipe. It comes before the first slasha_catch.
-void slasha_inbox(int fd) { inbox = fd; }
-
-// slasha_catch installs the handler. Go's own stays behind it.
+// slasha_catch installs the handler. What Go had stays behind it.
 void slasha_catch(int number) {
-	struct sigaction ours;
+	struct sigaction ours, old;
 
 	memset(&ours, 0, sizeof ours);
 	ours.sa_sigaction = on_signal;
 	// Go's threads have small stacks, and an alternate one for signals.
 	ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
 	sigfillset(&ours.sa_mask);
-	if (sigaction(number, NULL, &gos[number]) == 0)
-		sigaction(number, &ours, NULL);
+	if (__sigaction(number, &ours, &old) == 0 && old.sa_sigaction != on_signal)
+		gos[number] = old;
+	sigaddset(&caught, number);
 }
+
+// sigaction takes the place of the C library's, which Go's runtime calls in a
+// program with C. A handler for a signal that is caught is kept behind ours;
+// what ignores it, or ends the process by it, is done.
+int sigaction(int number, const struct sigaction *act, struct sigaction *old) {
+	if (number <= 0 || number >= SIGNALS || sigismember(&caught, number) != 1)
+		return __sigaction(number, act, old);
+	struct sigaction wanted = gos[number];
+	int result = 0;
+	if (act != NULL) {
+		if (act->sa_handler == SIG_DFL || act->sa_handler == SIG_IGN)
+			result = __sigaction(number, act, NULL);
+		gos[number] = *act;
+	}
+	if (old != NULL)
+		*old = wanted;
+	return result;
+}
+
+__attribute__((constructor)) static void early(int argc, char **argv) {
+	struct sigaction was;
+	sigset_t terminal;
+	int number, fd;
+
+	sigemptyset(&ignored);
+	sigemptyset(&caught);
+	for (number = 1; number < SIGNALS; number++)
+		if (__sigaction(number, NULL, &was) == 0 && was.sa_handler == SIG_IGN)
+			sigaddset(&ignored, number);
+	pthread_sigmask(SIG_SETMASK, NULL, &apps_mask);
+
+	// Without the first three descriptors, files that we open would become the
+	// app's stdin or stdout. Go makes them /dev/null, and gives up in an image
+	// that has none.
+	for (fd = 0; fd < 3; fd++)
+		if (fcntl(fd, F_GETFD) == -1 && errno == EBADF && open("/dev/null", O_RDWR) == -1 && open("/", O_PATH) == -1)
+			break;
+
+	if (pipe2(inbox, O_CLOEXEC | O_NONBLOCK) == -1 || !supervises(argc, argv))
+		return;
+	// A write to our terminal from the background must not stop us, and a
+	// handler for that would be called again and again.
+	sigemptyset(&terminal);
+	sigaddset(&terminal, SIGTTOU);
+	sigaddset(&terminal, SIGTTIN);
+	pthread_sigmask(SIG_BLOCK, &terminal, NULL);
+	for (number = 1; number < SIGNALS; number++)
+		if (catchable(number) && !slasha_was_ignored(number))
+			slasha_catch(number);
+}
+
+// slasha_was_ignored reports whether a signal is to stay ignored, for us and by
+// inheritance for the app, as nohup and a shell's & ask.
+int slasha_was_ignored(int number) {
+	return number != SIGTERM && number != SIGCHLD && sigismember(&ignored, number) == 1;
+}
+
+// slasha_inbox returns the pipe's end to read from, or -1.
+int slasha_inbox(void) { return inbox[0]; }
 
 // slasha_open_mask lets this thread take all signals.
 void slasha_open_mask(void) {

@@ -5,7 +5,7 @@ import "C"
 
 import (
 	"encoding/binary"
-	"fmt"
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -28,16 +28,15 @@ func catchable(sig syscall.Signal) bool {
 	return sig != syscall.SIGKILL && sig != syscall.SIGSTOP && sig != 32 && sig != 33
 }
 
-// catchAll installs the handler for every signal and returns the pipe that it
-// writes to. It is called on the thread that is to take them.
+// catchAll sees to it that the handler has every signal, and returns the pipe
+// that it writes to. It is called on the thread that is to take them.
 func catchAll() (*os.File, error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return nil, fmt.Errorf("a pipe for signals: %w", err)
+	inbox := C.slasha_inbox()
+	if inbox < 0 {
+		return nil, errors.New("the system has no pipe for signals: too many files are open")
 	}
 	// Room for a storm. Where that is more than we may have, 64 KiB stay.
-	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, 1<<20)
-	C.slasha_inbox(C.int(fds[1]))
+	_, _ = unix.FcntlInt(uintptr(inbox), unix.F_SETPIPE_SZ, 1<<20)
 	// A write to a stderr that nobody reads must not end us. Go's own record of
 	// what is ignored keeps it from ending itself; the app starts with the
 	// default, because the handler takes the disposition's place.
@@ -45,15 +44,14 @@ func catchAll() (*os.File, error) {
 	for sig := syscall.Signal(1); sig <= lastSignal; sig++ {
 		switch {
 		case !catchable(sig):
-		case C.slasha_was_ignored(C.int(sig)) != 0 && sig != syscall.SIGTERM && sig != syscall.SIGCHLD:
-			// As nohup and a shell's & ask: for us, and by inheritance for the app.
+		case C.slasha_was_ignored(C.int(sig)) != 0:
 			signal.Ignore(sig)
 		default:
 			C.slasha_catch(C.int(sig))
 		}
 	}
 	C.slasha_open_mask()
-	return os.NewFile(uintptr(fds[0]), "signals"), nil
+	return os.NewFile(uintptr(inbox), "signals"), nil
 }
 
 // readSignals calls receive for each signal in the order of arrival. Whether

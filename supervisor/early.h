@@ -8,7 +8,7 @@ struct slasha_signal {
 };
 
 int slasha_was_ignored(int number);
+int slasha_inbox(void);
 void slasha_catch(int number);
-void slasha_inbox(int fd);
 void slasha_open_mask(void);
 void slasha_apps_mask(void);

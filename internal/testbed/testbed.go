@@ -76,6 +76,12 @@ func Guestbook(t testing.TB) string {
 	return makeTarget(t, "bin/guestbook")
 }
 
+// Probe returns the path of the program that tells what it was given.
+func Probe(t testing.TB) string {
+	t.Helper()
+	return makeTarget(t, "bin/probe")
+}
+
 // Output collects what a process writes, for any number of readers.
 type Output struct {
 	mu      sync.Mutex
@@ -125,13 +131,29 @@ type Process struct {
 // environment, so that nothing of the machine's own gets in.
 func Start(t testing.TB, env []string, name string, args ...string) *Process {
 	t.Helper()
-	p := &Process{Cmd: exec.Command(name, args...), Stdout: &Output{}, Stderr: &Output{}, t: t, done: make(chan struct{})}
-	p.Cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent"}, env...)
-	p.Cmd.Stdout, p.Cmd.Stderr = p.Stdout, p.Stderr
+	cmd := exec.Command(name, args...)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent"}, env...)
+	return StartCmd(t, cmd)
+}
+
+// StartCmd runs a prepared command until the test ends, as the leader of a
+// process group. Output that is not set is collected.
+func StartCmd(t testing.TB, cmd *exec.Cmd) *Process {
+	t.Helper()
+	p := &Process{Cmd: cmd, Stdout: &Output{}, Stderr: &Output{}, t: t, done: make(chan struct{})}
+	if cmd.Stdout == nil {
+		cmd.Stdout = p.Stdout
+	}
+	if cmd.Stderr == nil {
+		cmd.Stderr = p.Stderr
+	}
+	name := cmd.Path
 	// A child that keeps the pipes open must not keep Wait from returning.
-	p.Cmd.WaitDelay = 5 * time.Second
-	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.Cmd.Start(); err != nil {
+	cmd.WaitDelay = 5 * time.Second
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	}
+	if err := cmd.Start(); err != nil {
 		t.Fatalf("start %s: %v", name, err)
 	}
 	go func() {

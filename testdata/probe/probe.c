@@ -9,8 +9,8 @@
 //                          "made N", and wait for SIGTERM as above
 //   probe clock            say the monotonic clock, in nanoseconds
 //   probe args ARG...      say each argument, in brackets
+//   probe block N CMD...   become CMD, with signal N blocked
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <signal.h>
@@ -117,6 +117,15 @@ int main(int argc, char **argv) {
 		for (int i = 2; i < argc; i++)
 			printf("[%s]\n", argv[i]);
 		return 0;
+	}
+	if (strcmp(what, "block") == 0 && argc > 3) {
+		sigset_t mask;
+		sigemptyset(&mask);
+		sigaddset(&mask, atoi(argv[2]));
+		sigprocmask(SIG_SETMASK, &mask, NULL);
+		execvp(argv[3], argv + 3);
+		perror("probe");
+		return 127;
 	}
 	block_all();
 	if (strcmp(what, "signals") == 0)
