@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -163,10 +162,20 @@ func (c *Config) read(s *source, command, environ []string) {
 	s.refuseLater()
 }
 
-var (
-	bucketName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]$`)
-	regionName = regexp.MustCompile(`^[a-z0-9-]{2,64}$`)
+const (
+	lowercase = "abcdefghijklmnopqrstuvwxyz0123456789"
+	anyCase   = lowercase + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
+
+// isBucketName: the rules of all providers together, not only those of S3 today.
+func isBucketName(name string) bool {
+	return len(name) >= 3 && len(name) <= 255 && strings.Trim(name, anyCase+"._-") == "" &&
+		strings.Trim(name[:1]+name[len(name)-1:], anyCase) == "" && !strings.Contains(name, "..")
+}
+
+func isRegionName(name string) bool {
+	return len(name) >= 2 && len(name) <= 64 && strings.Trim(name, lowercase+"-") == ""
+}
 
 // readReplica reads what says which database goes where. Either all of it is
 // there or none: half of it must not become a run without backups.
@@ -215,7 +224,7 @@ func (c *Config) readReplica(s *source) {
 	c.DBPath = s.dbPath(db)
 	c.Bucket = s.bucket(bucket)
 	c.PathPrefix = s.prefix(prefix)
-	if region.value != "" && !regionName.MatchString(region.value) {
+	if region.value != "" && !isRegionName(region.value) {
 		s.complain(option{name: "region"}, region, "is no region; write it like eu-central-1, or leave it out to ask the server")
 	}
 	c.Region = region.value
@@ -254,7 +263,7 @@ func (s *source) bucket(set setting) string {
 	case set.value == "":
 	case strings.Contains(set.value, "/"):
 		s.complain(o, set, "must be the name alone, without s3:// and without a folder; the folder belongs in --path-prefix")
-	case !bucketName.MatchString(set.value) || strings.Contains(set.value, ".."):
+	case !isBucketName(set.value):
 		s.complain(o, set, "is no bucket name: 3 to 255 letters, digits, dots and hyphens")
 	}
 	return set.value

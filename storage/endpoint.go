@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/benbjohnson/litestream"
 )
@@ -36,20 +37,25 @@ func (e Endpoint) IsFile() bool { return e.Dir != "" }
 func (e Endpoint) HTTPS() bool { return !e.IsFile() && !strings.HasPrefix(e.URL, "http://") }
 
 // Where a provider's host names carry the region. Sources: the providers' own
-// endpoint lists; the same hosts as in Litestream's s3.ParseHost.
+// endpoint lists; the same hosts as in Litestream's s3.ParseHost. They are
+// compiled when they are needed, and not at every start.
 var (
-	awsHost          = regexp.MustCompile(`^s3[.-]([a-z]{2}(?:-[a-z0-9]+)+-\d+)\.amazonaws\.com$`)
-	awsDualstackHost = regexp.MustCompile(`^s3(?:-fips)?(?:\.dualstack)?\.([a-z]{2}(?:-[a-z0-9]+)+-\d+)\.amazonaws\.com(?:\.cn)?$`)
-	regionHosts      = []*regexp.Regexp{
-		regexp.MustCompile(`^([a-z0-9-]+)\.digitaloceanspaces\.com$`),
-		regexp.MustCompile(`^s3\.([a-z0-9-]+)\.backblazeb2\.com$`),
-		regexp.MustCompile(`^s3\.([a-z0-9-]+)\.scw\.cloud$`),
-		regexp.MustCompile(`^s3\.([a-z0-9-]+)\.wasabisys\.com$`),
-		regexp.MustCompile(`^([a-z0-9-]+)\.your-objectstorage\.com$`),
-		regexp.MustCompile(`^([a-z0-9-]+)\.linodeobjects\.com$`),
-		regexp.MustCompile(`^s3\.([a-z0-9-]+)\.io\.cloud\.ovh\.(?:net|us)$`),
+	awsHost          = lazily(`^s3[.-]([a-z]{2}(?:-[a-z0-9]+)+-\d+)\.amazonaws\.com$`)
+	awsDualstackHost = lazily(`^s3(?:-fips)?(?:\.dualstack)?\.([a-z]{2}(?:-[a-z0-9]+)+-\d+)\.amazonaws\.com(?:\.cn)?$`)
+	regionHosts      = []func() *regexp.Regexp{
+		lazily(`^([a-z0-9-]+)\.digitaloceanspaces\.com$`),
+		lazily(`^s3\.([a-z0-9-]+)\.backblazeb2\.com$`),
+		lazily(`^s3\.([a-z0-9-]+)\.scw\.cloud$`),
+		lazily(`^s3\.([a-z0-9-]+)\.wasabisys\.com$`),
+		lazily(`^([a-z0-9-]+)\.your-objectstorage\.com$`),
+		lazily(`^([a-z0-9-]+)\.linodeobjects\.com$`),
+		lazily(`^s3\.([a-z0-9-]+)\.io\.cloud\.ovh\.(?:net|us)$`),
 	}
 )
+
+func lazily(pattern string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(pattern) })
+}
 
 // ParseEndpoint takes apart an endpoint as people write it: with or without a
 // scheme, with the bucket in front of the host or behind it (as provider
@@ -97,7 +103,7 @@ func ParseEndpoint(s, bucket string) (Endpoint, error) {
 	if host == "s3.amazonaws.com" {
 		return Endpoint{}, nil
 	}
-	if m := awsHost.FindStringSubmatch(host); m != nil {
+	if m := awsHost().FindStringSubmatch(host); m != nil {
 		return Endpoint{Region: m[1]}, nil
 	}
 	return Endpoint{URL: u.Scheme + "://" + host, Region: regionOf(host)}, nil
@@ -133,23 +139,23 @@ func checkHost(u *url.URL) error {
 		return nil
 	}
 	for _, label := range strings.Split(strings.TrimSuffix(host, "."), ".") {
-		if !hostLabel.MatchString(label) {
+		if !hostLabel().MatchString(label) {
 			return errors.New("has a host that is no host name; write it like https://s3.example.com")
 		}
 	}
 	return nil
 }
 
-var hostLabel = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
+var hostLabel = lazily(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
 
 // isProviderHost reports whether host is one whose buckets may stand in front
 // of it as a further label.
 func isProviderHost(host string) bool {
-	return host == "s3.amazonaws.com" || awsHost.MatchString(host) || regionOf(host) != ""
+	return host == "s3.amazonaws.com" || awsHost().MatchString(host) || regionOf(host) != ""
 }
 
 func regionOf(host string) string {
-	if m := awsDualstackHost.FindStringSubmatch(host); m != nil {
+	if m := awsDualstackHost().FindStringSubmatch(host); m != nil {
 		return m[1]
 	}
 	if litestream.IsCloudflareR2Endpoint("https://" + host) {
@@ -159,7 +165,7 @@ func regionOf(host string) string {
 		return "auto"
 	}
 	for _, re := range regionHosts {
-		if m := re.FindStringSubmatch(host); m != nil {
+		if m := re().FindStringSubmatch(host); m != nil {
 			return m[1]
 		}
 	}

@@ -111,6 +111,8 @@ type Result struct {
 	StopSignal syscall.Signal
 	// Began is when the stop began: the start of the StopTimeout.
 	Began time.Time
+
+	decided bool // Exit is known: a process was the first to end, or did not start
 }
 
 // Supervisor takes this process's signals and owns its children.
@@ -226,7 +228,7 @@ func (r *run) start(commands []Command) *Result {
 		if err != nil {
 			exit := Exit{Code: startCode(err), Err: err}
 			r.cfg.Logger.Error("cannot start the command", "process", c.Name, "error", err)
-			return &Result{Exit: exit}
+			return &Result{Exit: exit, decided: true}
 		}
 		r.cfg.Logger.Info("started", "process", p.Name, "pid", p.PID)
 		if r.cfg.OnStart != nil {
@@ -299,7 +301,7 @@ func (r *run) wait() *Result {
 			return &Result{StopSignal: sig}
 		}
 		if p := r.firstGone(); p != nil {
-			return &Result{Exit: p.exit}
+			return &Result{Exit: p.exit, decided: true}
 		}
 		select {
 		case <-r.died:
@@ -361,7 +363,7 @@ func (r *run) stop(res *Result) {
 	r.report(res)
 	r.sweep(time.Until(res.Began.Add(share)), killed)
 
-	if res.Exit == (Exit{}) {
+	if !res.decided {
 		res.Exit = r.deciding(res.StopSignal)
 	}
 	r.signals.deliver(nil)

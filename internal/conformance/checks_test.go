@@ -487,7 +487,7 @@ var checks = []check{
 		p.says("ready")
 		p.types("\x03")
 		testbed.WaitOutput(p.Process, p.Stdout, "the signal", r.patience, testbed.Contains("got 2\r")) // behind an echoed ^C
-		time.Sleep(100 * time.Millisecond) // no second one is to come
+		time.Sleep(100 * time.Millisecond)                                                             // no second one is to come
 		if n := strings.Count(p.Stdout.String(), "got 2\r"); n != 1 {
 			r.Errorf("%d times", n)
 		}
