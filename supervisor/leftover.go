@@ -131,6 +131,9 @@ func (p process) signal(sig syscall.Signal) {
 // end everybody: then the list is -1, as for kill(2).
 func others() []process {
 	self := os.Getpid()
+	if self != 1 && !hasChildren() {
+		return nil // nor grandchildren: the orphans among them would be ours
+	}
 	if link, err := os.Readlink("/proc/self"); err != nil || link != strconv.Itoa(self) {
 		// No /proc, or one of another PID namespace.
 		if self == 1 && syscall.Kill(-1, 0) == nil {

@@ -91,3 +91,9 @@ func ended() int {
 	}
 	return int(info.pid)
 }
+
+// hasChildren reports whether there is any child, adopted ones included.
+func hasChildren() bool {
+	_, ok := waitid(unix.P_ALL, 0, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
+	return ok
+}

@@ -102,6 +102,7 @@ func title(s subject) string {
 	out, _ := exec.Command(s.path, "--version").CombinedOutput()
 	for _, word := range strings.Fields(string(out)) {
 		if word = strings.TrimPrefix(word, "v"); word[0] >= '0' && word[0] <= '9' && strings.Contains(word, ".") {
+			word, _, _ = strings.Cut(word, "_")
 			return s.name + " " + word
 		}
 	}
