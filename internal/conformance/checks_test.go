@@ -340,6 +340,23 @@ var checks = []check{
 		p.ends(7)
 	}},
 
+	{name: "a number that is used again is not taken for the app", pid1: onlyPID1, run: func(r *rig) {
+		// A helper waits until the app has been reaped, makes the kernel give its
+		// number to the next process, and leaves that one behind. A thread may be
+		// quicker and take the number.
+		for range 20 {
+			p := r.start(options{}, "sh", "-c", `app=$$; setsid sh -c "trap '' TERM; echo ready; while kill -0 $app 2>/dev/null; do :; done; echo $((app-1)) >/proc/sys/kernel/ns_last_pid; sh -c 'echo used \$\$ again; sleep 0.1; exit 77' &" & echo app $app; sleep 0.1; exit 9`)
+			p.ends(9)
+			out := p.Stdout.String()
+			_, rest, _ := strings.Cut(out, "app ")
+			app, _, _ := strings.Cut(rest, "\n")
+			if !r.ours || strings.Contains(out, "used "+app+" again") {
+				return
+			}
+		}
+		r.Errorf("it was never used again, so nothing is shown")
+	}},
+
 	// What the app gets.
 	{name: "the app leads a process group of its own", run: func(r *rig) {
 		s := r.state(options{})
