@@ -28,6 +28,8 @@ type Config struct {
 	PathPrefix      string
 	Region          string
 
+	RestoreRequest string // "" asks for no restore over an existing database
+
 	SyncInterval     time.Duration
 	MaxLag           time.Duration
 	SnapshotInterval time.Duration
@@ -154,6 +156,7 @@ func (c *Config) read(s *source, command, environ []string) {
 	}
 	c.readLog(s)
 	if s.command == "run" {
+		c.RestoreRequest = c.readRequest(s)
 		c.readProcesses(s, command, appEnviron(environ))
 	}
 	if s.command == "restore" {
@@ -228,6 +231,25 @@ func (c *Config) readReplica(s *source) {
 		s.complain(option{name: "region"}, region, "is no region; write it like eu-central-1, or leave it out to ask the server")
 	}
 	c.Region = region.value
+}
+
+// readRequest reads what a restore over the existing database was asked for by.
+// "true" is a request of this container; everything else is one's own name for it.
+func (c *Config) readRequest(s *source) string {
+	set, o := s.get("restore-pending"), option{name: "restore-pending"}
+	switch {
+	case no(set.value):
+		return ""
+	case len(set.value) > 128 || strings.ContainsFunc(set.value, isControl):
+		s.complain(o, set, "is neither true nor false nor the id of a request: at most 128 printable characters")
+		return ""
+	case !c.Enabled() && len(s.problems) == 0:
+		s.complain(o, set, "asks for a restore, but backups are off; set --db-path and --bucket, or leave it out")
+		return ""
+	case strings.EqualFold(set.value, "true"):
+		return "true in " + containerID()
+	}
+	return "id " + set.value
 }
 
 // needsDB: a restore to --output needs to know only the replica.

@@ -198,6 +198,7 @@ func (l *life) restore() (code int, ok bool) {
 		Client:    l.client,
 		Explain:   l.explain,
 		Patience:  restorePatience,
+		Request:   l.cfg.RestoreRequest,
 		Logger:    l.log,
 		OnWaiting: func(sentence string) { l.health.Problem(sentence) },
 		OnProgress: func(p restore.Progress) {
@@ -219,7 +220,11 @@ func (l *life) restore() (code int, ok bool) {
 		_ = l.health.Fail(err.Error())
 		return exitRestore, false
 	case out.Action == restore.Restore:
-		l.health.Restoring(restoreStatus(healthz.RestoreDone, out.Progress))
+		done := restoreStatus(healthz.RestoreDone, out.Progress)
+		if out.Aside != "" {
+			done.SetAside = &out.Aside
+		}
+		l.health.Restoring(done)
 	}
 	l.health.Problem("")
 	l.enter(healthz.Starting)

@@ -34,6 +34,7 @@ var options = []option{
 	{name: "secret-access-key", secret: true, fallback: "LITESTREAM_SECRET_ACCESS_KEY", usage: "secret access `key`; better set as a variable or a _FILE than as a flag"},
 	{name: "path-prefix", value: "litestream", usage: "`folder` inside the bucket"},
 	{name: "region", usage: "bucket's `region` (default from the endpoint, else as the server answers)"},
+	{name: "restore-pending", value: "false", only: onlyRun, usage: "restore over the existing database, once: true (once for each container), or an `id` of the request"},
 	{name: "sync-interval", value: "500ms", usage: "least `time` between the uploads of a steady writer"},
 	{name: "max-lag", value: "10s", usage: "commits that wait for longer make /healthz unhealthy"},
 	{name: "snapshot-interval", value: "24h", usage: "`time` between full snapshots"},
@@ -66,7 +67,6 @@ var onlyRun = []string{"run"}
 // request for anything else is refused: a restore that was asked for must not
 // silently not happen.
 var later = map[string][]string{
-	"restore-pending":   {"false"},
 	"restore-timestamp": {""},
 	"on-stale":          {"restore"},
 	"lease":             {"auto", "off"},

@@ -133,6 +133,9 @@ func restoreText(r Restore) string {
 	case RestoreDone:
 		t += fmt.Sprintf(", %s in %.1f s", Bytes(r.BytesDone), r.TookSeconds)
 	}
+	if r.SetAside != nil {
+		t += "; the database that was there is in " + *r.SetAside
+	}
 	return t
 }
 

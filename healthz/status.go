@@ -112,6 +112,7 @@ type Restore struct {
 	BytesPerSecond int64        `json:"bytes_per_second"`
 	TXID           *string      `json:"txid"`
 	TookSeconds    float64      `json:"took_seconds"`
+	SetAside       *string      `json:"set_aside"` // where the database that was replaced is
 }
 
 // Lease is the right to write the replica.

@@ -30,9 +30,23 @@ const (
 	Incomplete
 )
 
+// Asked is whether somebody asked for a restore over the existing database.
+type Asked int
+
+// What was asked for.
+const (
+	// No: nobody asked.
+	No Asked = iota
+	// Pending: a restore is to be made.
+	Pending
+	// CarriedOut: the same request was carried out before; this is a restart.
+	CarriedOut
+)
+
 // Facts is all that a decision rests on, gathered once.
 type Facts struct {
 	Database Database
+	Asked    Asked
 	Replica  Replica
 	Err      error // why the replica is Unreachable or Incomplete
 }
@@ -62,8 +76,18 @@ type Decision struct {
 // same facts always lead to the same decision.
 func Decide(f Facts) Decision {
 	switch {
-	case f.Database == Present:
+	case f.Database == Present && f.Asked == CarriedOut:
+		return Decision{Start, "the database is there, and the restore that is asked for was made before: this is a restart"}
+	case f.Database == Present && f.Asked == No:
 		return Decision{Start, "the database is there"}
+	case f.Asked == Pending && f.Replica == HasData:
+		return Decision{Restore, "a restore was asked for and the replica has a backup"}
+	case f.Asked == Pending && f.Replica == Empty:
+		return Decision{Fail, "a restore was asked for, but the replica is empty: there is nothing to restore"}
+	case f.Asked == Pending && f.Replica == Incomplete:
+		return Decision{Fail, fmt.Sprintf("a restore was asked for, but the replica's files are incomplete: %v", f.Err)}
+	case f.Asked == Pending && f.Database == Present:
+		return Decision{Fail, fmt.Sprintf("a restore was asked for, but the replica can't be read: %v", f.Err)}
 	case f.Replica == HasData:
 		return Decision{Restore, "the database is missing and the replica has a backup"}
 	case f.Replica == Empty:
@@ -77,7 +101,7 @@ func Decide(f Facts) Decision {
 }
 
 // needsReplica reports whether the decision depends on the replica.
-func needsReplica(db Database) bool { return db == Missing }
+func needsReplica(db Database, asked Asked) bool { return db == Missing || asked == Pending }
 
 // String names the state for logs.
 func (d Database) String() string {
@@ -87,6 +111,11 @@ func (d Database) String() string {
 // String names the state for logs.
 func (r Replica) String() string {
 	return [...]string{"not asked", "unreachable", "empty", "has data", "incomplete"}[r]
+}
+
+// String names what was asked for in logs.
+func (a Asked) String() string {
+	return [...]string{"no", "pending", "carried out before"}[a]
 }
 
 // String names the action for logs.

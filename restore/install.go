@@ -59,10 +59,11 @@ func Install(cfg Config, file string) error {
 	return nil
 }
 
-// own gives the file the owner of the folder and those of the folder's
-// permissions that make sense for a file, and brings it to the disk.
-func own(file, dir string) error {
-	fi, err := os.Stat(dir)
+// own gives the file the owner of the folder, or of the file that it is to
+// replace, and those of its permissions that make sense for a file, and brings it
+// to the disk.
+func own(file, like string) error {
+	fi, err := os.Stat(like)
 	if err != nil {
 		return err
 	}
@@ -89,15 +90,9 @@ func own(file, dir string) error {
 // setAsideLeftovers moves what an earlier database left behind into our folder.
 // Nothing is deleted: a WAL may hold the only copy of somebody's last commits.
 func setAsideLeftovers(cfg Config) error {
-	var found []string
-	for _, suffix := range companions {
-		found = append(found, cfg.DBPath+suffix)
-	}
-	found = append(found, litestreamDir(cfg.DBPath))
-
-	aside := filepath.Join(cfg.StateDir, "aside", time.Now().UTC().Format("20060102T150405.000000Z"))
+	aside := filepath.Join(cfg.StateDir, "aside", time.Now().UTC().Format(asideTime))
 	moved := 0
-	for _, path := range found {
+	for _, path := range belongings(cfg.DBPath) {
 		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 			continue
 		} else if err != nil {

@@ -46,6 +46,10 @@ type Config struct {
 	// when the database is missing.
 	Patience time.Duration
 
+	// Request asks for a restore over the existing database, once: a request of
+	// the same words is not carried out again. "" asks for none.
+	Request string
+
 	// Timestamp asks for the state at that moment instead of the newest. Zero
 	// is the newest.
 	Timestamp time.Time
@@ -59,6 +63,15 @@ type Config struct {
 	OnProgress func(Progress)
 
 	Logger *slog.Logger
+
+	asked  bool              // a restore was asked for, as opposed to needed
+	onStep func(step string) // of tests, which crash there
+}
+
+func (cfg Config) step(name string) {
+	if cfg.onStep != nil {
+		cfg.onStep(name)
+	}
 }
 
 // Progress is how far a restore is.
@@ -67,6 +80,7 @@ type Progress struct {
 	BytesTotal int64 // of the plan; 0 when not known
 	Took       time.Duration
 	TXID       ltx.TXID // that it leads to; 0 when not known
+	Asked      bool     // somebody asked for it, as opposed to a missing database
 }
 
 // Rate is the average rate in bytes per second.
@@ -81,6 +95,7 @@ func (p Progress) Rate() int64 {
 type Outcome struct {
 	Decision
 	Progress Progress // of a restore
+	Aside    string   // where the old database was moved to, or ""
 }
 
 // Failure is an error after which the app must not be started. The database is
@@ -100,6 +115,9 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if err := recoverSwap(cfg); err != nil {
+		return Outcome{}, &Failure{Sentence: fmt.Sprintf("cannot end a restore that was interrupted: %v", err), Err: err}
+	}
 	if err := os.RemoveAll(scratchDir(cfg)); err != nil {
 		return Outcome{}, &Failure{Sentence: fmt.Sprintf("cannot clear what an earlier restore left behind: %v", err), Err: err}
 	}
@@ -107,9 +125,10 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	out := Outcome{Decision: Decide(facts)}
+	cfg.asked = facts.Asked == Pending
+	out := Outcome{Decision: Decide(facts), Progress: Progress{Asked: cfg.asked}}
 	cfg.Logger.Info("decided", "action", out.Action.String(), "why", out.Why,
-		"database", facts.Database.String(), "replica", facts.Replica.String())
+		"database", facts.Database.String(), "asked", facts.Asked.String(), "replica", facts.Replica.String())
 	switch out.Action {
 	case Fail:
 		return out, &Failure{Sentence: out.Why, Err: facts.Err}
@@ -123,7 +142,7 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 			return out, &Failure{Sentence: err.Error(), Err: err}
 		}
 	case Restore:
-		out.Progress, err = restore(ctx, cfg, p)
+		out.Progress, out.Aside, err = restore(ctx, cfg, facts, p)
 	}
 	if err == nil || ctx.Err() != nil {
 		return out, errors.Join(err, ctx.Err())
@@ -145,7 +164,10 @@ func gather(ctx context.Context, cfg Config) (Facts, plan, error) {
 		return Facts{}, plan{}, &Failure{Sentence: err.Error(), Err: err}
 	}
 	f := Facts{Database: db}
-	if !needsReplica(db) {
+	if f.Asked, err = asked(cfg); err != nil {
+		return Facts{}, plan{}, &Failure{Sentence: err.Error(), Err: err}
+	}
+	if !needsReplica(db, f.Asked) {
 		return f, plan{}, nil
 	}
 	var p plan
@@ -173,6 +195,21 @@ func gather(ctx context.Context, cfg Config) (Facts, plan, error) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// asked compares the request with what was carried out before.
+func asked(cfg Config) (Asked, error) {
+	if cfg.Request == "" {
+		return No, nil
+	}
+	l, err := readLedger(cfg)
+	switch {
+	case err != nil:
+		return No, err
+	case l.Done != nil && l.Done.Request == cfg.Request:
+		return CarriedOut, nil
+	}
+	return Pending, nil
 }
 
 // database tells what is at the path.
@@ -271,27 +308,51 @@ func anyFile(ctx context.Context, client Client) (string, error) {
 }
 
 // restore reads the database into the scratch folder, verifies it and moves it
-// into place.
-func restore(ctx context.Context, cfg Config, p plan) (Progress, error) {
+// into place. It returns where the old one was set aside.
+func restore(ctx context.Context, cfg Config, f Facts, p plan) (done Progress, aside string, err error) {
 	scratch := scratchDir(cfg)
 	defer func() { _ = os.RemoveAll(scratch) }()
 	if err := os.MkdirAll(scratch, 0o700); err != nil {
-		return Progress{}, &Failure{Sentence: fmt.Sprintf("cannot make the scratch folder: %v", err), Err: err}
+		return Progress{}, "", &Failure{Sentence: fmt.Sprintf("cannot make the scratch folder: %v", err), Err: err}
 	}
 	file := filepath.Join(scratch, filepath.Base(cfg.DBPath))
-	done, err := Fetch(ctx, cfg, file, 0, p.bytes)
+	done, err = Fetch(ctx, cfg, file, 0, p.bytes)
 	if p.txid != 0 {
 		done.TXID = p.txid
 	}
-	if err != nil {
-		return done, err
+	switch {
+	case err != nil:
+		return done, "", err
+	case f.Database == Present:
+		aside, err = exchange(cfg, file, cfg.Request, done.TXID.String())
+	default:
+		err = installMissing(cfg, file, f, done)
 	}
-	if err := Install(cfg, file); err != nil {
-		return done, &Failure{Sentence: err.Error(), Err: err}
+	if err != nil {
+		return done, "", &Failure{Sentence: err.Error(), Err: err}
 	}
 	cfg.Logger.Info("restored", "path", cfg.DBPath, "txid", done.TXID.String(),
 		"bytes", done.BytesDone, "took", done.Took.Round(time.Millisecond))
-	return done, nil
+	return done, aside, nil
+}
+
+// installMissing puts the file where no database is, and notes that a request
+// for it was carried out: the next start must not restore over what the app has
+// written by then.
+func installMissing(cfg Config, file string, f Facts, done Progress) error {
+	if f.Asked == Pending {
+		l, err := readLedger(cfg)
+		if err != nil {
+			return err
+		}
+		// Before the file is in place: a crash in between is followed by a restore
+		// all the same, as long as the database is missing.
+		l.Done = &carriedOut{Request: cfg.Request, At: time.Now().UTC(), TXID: done.TXID.String()}
+		if err := l.write(cfg); err != nil {
+			return err
+		}
+	}
+	return Install(cfg, file)
 }
 
 // Fetch restores the replica into file, which must not exist, and verifies it.
@@ -301,7 +362,7 @@ func Fetch(ctx context.Context, cfg Config, file string, txid ltx.TXID, total in
 	client := &counting{Client: cfg.Client}
 	start := time.Now()
 	progress := func() Progress {
-		return Progress{BytesDone: client.n.Load(), BytesTotal: total, Took: time.Since(start), TXID: txid}
+		return Progress{BytesDone: client.n.Load(), BytesTotal: total, Took: time.Since(start), TXID: txid, Asked: cfg.asked}
 	}
 	stop := tellEvery(250*time.Millisecond, func() {
 		if cfg.OnProgress != nil {

@@ -17,27 +17,29 @@ import (
 	"github.com/benbjohnson/litestream/file"
 )
 
+// Every combination of facts has one right outcome.
 func TestDecide(t *testing.T) {
 	away := errors.New("away")
+	replicas := []Replica{NotAsked, Unreachable, Empty, HasData, Incomplete}
 	for _, c := range []struct {
-		db      Database
-		replica Replica
-		want    Action
+		db    Database
+		asked Asked
+		want  [5]Action // for each of replicas
 	}{
-		{Missing, HasData, Restore},
-		{Missing, Empty, Fresh},
-		{Missing, Unreachable, Fail},
-		{Missing, Incomplete, Fail},
-		{Missing, NotAsked, Fail}, // nobody knows: never start empty
-		{Present, NotAsked, Start},
-		{Present, HasData, Start},
-		{Present, Empty, Start},
-		{Present, Unreachable, Start},
-		{Present, Incomplete, Start},
+		// Missing and not known to be empty: never start empty.
+		{Missing, No, [5]Action{Fail, Fail, Fresh, Restore, Fail}},
+		{Missing, CarriedOut, [5]Action{Fail, Fail, Fresh, Restore, Fail}},
+		// Asked for, and nothing is there: that is told, not passed over.
+		{Missing, Pending, [5]Action{Fail, Fail, Fail, Restore, Fail}},
+		{Present, Pending, [5]Action{Fail, Fail, Fail, Restore, Fail}},
+		{Present, No, [5]Action{Start, Start, Start, Start, Start}},
+		{Present, CarriedOut, [5]Action{Start, Start, Start, Start, Start}},
 	} {
-		got := Decide(Facts{Database: c.db, Replica: c.replica, Err: away})
-		if got.Action != c.want || got.Why == "" {
-			t.Errorf("%s, %s: %s (%s), want %s", c.db, c.replica, got.Action, got.Why, c.want)
+		for i, replica := range replicas {
+			got := Decide(Facts{Database: c.db, Asked: c.asked, Replica: replica, Err: away})
+			if got.Action != c.want[i] || got.Why == "" {
+				t.Errorf("%s, asked %s, replica %s: %s (%s), want %s", c.db, c.asked, replica, got.Action, got.Why, c.want[i])
+			}
 		}
 	}
 }

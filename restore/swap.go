@@ -1,0 +1,249 @@
+package restore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// ledger is what we remember beside the database: which request for a restore
+// has been carried out, and the swap that is being made, so that a crash at any
+// moment is followed by the right step: forward where the new database is in
+// place, back where it is not.
+type ledger struct {
+	Done *carriedOut `json:"done,omitempty"`
+	Swap *swap       `json:"swap,omitempty"`
+}
+
+// carriedOut is a request that is not to be repeated.
+type carriedOut struct {
+	Request string    `json:"request"`
+	At      time.Time `json:"at"`
+	TXID    string    `json:"txid,omitempty"`
+	Aside   string    `json:"set_aside,omitempty"` // where the old database is
+}
+
+// swap is the exchange of the database for a restored one.
+type swap struct {
+	carriedOut
+	Device uint64 `json:"device"` // of the restored file, which keeps them when it is moved
+	Inode  uint64 `json:"inode"`
+}
+
+func ledgerFile(cfg Config) string { return filepath.Join(cfg.StateDir, "restored.json") }
+
+// asideTime names the folders of what was set aside, so that they sort by time.
+const asideTime = "20060102T150405.000000Z"
+
+// asidesKept is how many databases that were set aside are kept.
+const asidesKept = 2
+
+func readLedger(cfg Config) (ledger, error) {
+	var l ledger
+	b, err := os.ReadFile(ledgerFile(cfg))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return l, nil
+	case err != nil:
+		return l, fmt.Errorf("cannot read which restores were made: %w", err)
+	}
+	if err := json.Unmarshal(b, &l); err != nil {
+		return ledger{}, fmt.Errorf("%s is damaged, so nobody knows which restores were made: %w; if the database is as it should be, remove that file", ledgerFile(cfg), err)
+	}
+	return l, nil
+}
+
+// write replaces the ledger: the whole old one or the whole new one is there
+// after a crash.
+func (l ledger) write(cfg Config) error {
+	b, err := json.MarshalIndent(l, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("cannot make our folder: %w", err)
+	}
+	tmp := ledgerFile(cfg) + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot note a restore: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("cannot note a restore: %w", errors.Join(err, os.Remove(tmp)))
+	}
+	if err := os.Rename(tmp, ledgerFile(cfg)); err != nil {
+		return fmt.Errorf("cannot note a restore: %w", err)
+	}
+	return syncDir(cfg.StateDir)
+}
+
+// exchange puts a verified file in the place of the database, which is set aside
+// with all that belongs to it, and notes that the request was carried out. On an
+// error the old database is where it was. It returns where it was moved to, or ""
+// when there was none.
+//
+// The steps, each on the disk before the next: the ledger says what is about to
+// happen; -wal, -shm, -journal and Litestream's folder are moved away, because
+// they must never meet the new file; a second name for the old file is made in
+// our folder; one rename puts the new file in its place; the ledger says that it
+// is done. recoverSwap finishes or takes back what a crash left.
+func exchange(cfg Config, file string, request string, txid string) (aside string, err error) {
+	if fi, err := os.Lstat(cfg.DBPath); err == nil && !fi.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is a link, or no file at all; name the database file itself in --db-path to restore over it", cfg.DBPath)
+	}
+	if err := own(file, cfg.DBPath); err != nil {
+		return "", fmt.Errorf("cannot finish the restored file: %w", err)
+	}
+	fi, err := os.Stat(file)
+	if err != nil {
+		return "", err
+	}
+	l, err := readLedger(cfg)
+	if err != nil {
+		return "", err
+	}
+	now := time.Now().UTC()
+	aside = filepath.Join(cfg.StateDir, "aside", now.Format(asideTime))
+	l.Swap = &swap{carriedOut: carriedOut{Request: request, At: now, TXID: txid, Aside: aside}}
+	l.Swap.Device, l.Swap.Inode = identity(fi)
+	if err := l.write(cfg); err != nil {
+		return "", err
+	}
+	cfg.step("noted")
+	err = exchangeFiles(cfg, file, aside)
+	if err == nil {
+		cfg.Logger.Warn("set the old database aside", "to", aside)
+	}
+	// The same look at the facts as after a crash decides what to do next.
+	if err := errors.Join(err, recoverSwap(cfg)); err != nil {
+		return "", fmt.Errorf("cannot put the restored database into place: %w", err)
+	}
+	pruneAside(cfg)
+	return aside, nil
+}
+
+func exchangeFiles(cfg Config, file, aside string) error {
+	dir := filepath.Dir(cfg.DBPath)
+	if err := os.MkdirAll(aside, 0o700); err != nil {
+		return err
+	}
+	for _, path := range belongings(cfg.DBPath) {
+		if err := moveIfThere(path, filepath.Join(aside, filepath.Base(path))); err != nil {
+			return err
+		}
+		cfg.step("moved " + filepath.Base(path))
+	}
+	if err := errors.Join(syncDir(aside), syncDir(dir)); err != nil {
+		return err
+	}
+	old := filepath.Join(aside, filepath.Base(cfg.DBPath))
+	if err := os.Link(cfg.DBPath, old); err != nil {
+		// A file system without second names: for a moment there is none at the
+		// path. recoverSwap knows.
+		if err := os.Rename(cfg.DBPath, old); err != nil {
+			return err
+		}
+	}
+	if err := syncDir(aside); err != nil {
+		return err
+	}
+	cfg.step("kept the old one")
+	if err := os.Rename(file, cfg.DBPath); err != nil {
+		return err
+	}
+	cfg.step("in place")
+	return syncDir(dir)
+}
+
+// recoverSwap ends a swap, whichever of its steps was the last to happen. It
+// is called after each, and before anything else at a start.
+func recoverSwap(cfg Config) error {
+	l, err := readLedger(cfg)
+	if err != nil || l.Swap == nil {
+		return err
+	}
+	s := l.Swap
+	fi, err := os.Stat(cfg.DBPath)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err == nil {
+		if device, inode := identity(fi); device == s.Device && inode == s.Inode {
+			l.Done, l.Swap = &s.carriedOut, nil
+			return l.write(cfg)
+		}
+	}
+	// The old database stays: everything back to where it was.
+	old := filepath.Join(s.Aside, filepath.Base(cfg.DBPath))
+	if errors.Is(err, os.ErrNotExist) {
+		if err := moveIfThere(old, cfg.DBPath); err != nil {
+			return err
+		}
+	} else if err := os.Remove(old); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err // it is only a second name
+	}
+	for _, path := range belongings(cfg.DBPath) {
+		from := filepath.Join(s.Aside, filepath.Base(path))
+		if _, err := os.Lstat(path); err == nil {
+			continue // it was not moved
+		}
+		if err := moveIfThere(from, path); err != nil {
+			return err
+		}
+	}
+	if err := syncDir(filepath.Dir(cfg.DBPath)); err != nil {
+		return err
+	}
+	_ = os.Remove(s.Aside) // only if empty
+	l.Swap = nil
+	return l.write(cfg)
+}
+
+// belongings lists what may stand beside a database and is part of it.
+func belongings(dbPath string) []string {
+	var paths []string
+	for _, suffix := range companions {
+		paths = append(paths, dbPath+suffix)
+	}
+	return append(paths, litestreamDir(dbPath))
+}
+
+func moveIfThere(from, to string) error {
+	if err := os.Rename(from, to); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// identity is what a file keeps when it is renamed.
+func identity(fi os.FileInfo) (device, inode uint64) {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return uint64(st.Dev), st.Ino //nolint:unconvert // a different type on other architectures
+	}
+	return 0, 0
+}
+
+// pruneAside removes the oldest databases that were set aside. What is not a
+// database, a WAL that was left behind alone, is kept: nobody has decided
+// against it.
+func pruneAside(cfg Config) {
+	found, err := filepath.Glob(filepath.Join(cfg.StateDir, "aside", "*", filepath.Base(cfg.DBPath)))
+	if err != nil || len(found) <= asidesKept {
+		return
+	}
+	slices.Sort(found)
+	for _, file := range found[:len(found)-asidesKept] {
+		dir := filepath.Dir(file)
+		if err := os.RemoveAll(dir); err != nil {
+			cfg.Logger.Warn("cannot remove an old database that was set aside", "path", dir, "error", err)
+			continue
+		}
+		cfg.Logger.Info("removed the oldest database that was set aside", "path", dir, "kept", asidesKept)
+	}
+}

@@ -1,0 +1,265 @@
+package restore
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// old puts a database and all that belongs to it at the path, and returns what
+// the folder looks like.
+func old(t *testing.T, cfg Config) map[string]string {
+	t.Helper()
+	for suffix, content := range map[string]string{"": "the old database", "-wal": "its wal", "-shm": "its shm"} {
+		if err := os.WriteFile(cfg.DBPath+suffix, []byte(content), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := litestreamDir(cfg.DBPath)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "position"), []byte("7"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir)
+}
+
+// tree reads all files below dir, but not those below except.
+func tree(t *testing.T, dir, except string) map[string]string {
+	t.Helper()
+	files := make(map[string]string)
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == except {
+			return fs.SkipDir
+		}
+		if !d.IsDir() {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			files[strings.TrimPrefix(path, dir)] = string(b)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func asides(t *testing.T, cfg Config) []string {
+	t.Helper()
+	list, err := filepath.Glob(filepath.Join(cfg.StateDir, "aside", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// A restore that was asked for replaces the database once, and keeps the old
+// one with all that belongs to it.
+func TestForcedRestore(t *testing.T) {
+	cfg := config(t, filled(t, 100))
+	before := old(t, cfg)
+	cfg.Request = "id 1"
+	out, err := Run(t.Context(), cfg)
+	if err != nil || out.Action != Restore || !out.Progress.Asked || out.Aside == "" {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if n := count(t, cfg.DBPath); n != 100 {
+		t.Errorf("%d rows", n)
+	}
+	if fi, err := os.Stat(cfg.DBPath); err != nil || fi.Mode().Perm() != 0o640 {
+		t.Errorf("the mode is not that of the old one: %v, %v", fi.Mode(), err)
+	}
+	if after := tree(t, out.Aside, ""); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("set aside: %v, not %v", after, before)
+	}
+	for name := range tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir) {
+		if name != "/app.db" {
+			t.Errorf("left beside the new one: %s", name)
+		}
+	}
+
+	// The app writes; a restart must not restore again, a new request must.
+	mark := func(text string) {
+		if err := os.WriteFile(cfg.DBPath, []byte(text), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mark("written by the app")
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start {
+		t.Fatalf("again: %+v, %v", out, err)
+	}
+	for n := 2; n <= 4; n++ {
+		cfg.Request = fmt.Sprintf("id %d", n)
+		if out, err := Run(t.Context(), cfg); err != nil || out.Action != Restore {
+			t.Fatalf("request %d: %+v, %v", n, out, err)
+		}
+		mark(fmt.Sprintf("after request %d", n))
+	}
+	// The newest two are kept.
+	list := asides(t, cfg)
+	if len(list) != asidesKept {
+		t.Fatalf("kept: %v", list)
+	}
+	for i, want := range []string{"after request 2", "after request 3"} {
+		if b, err := os.ReadFile(filepath.Join(list[i], "app.db")); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", list[i], b, err)
+		}
+	}
+}
+
+// crash is what a test panics with in the place of a kill.
+type crash struct{}
+
+// Killed at whatever step of the exchange, the next start finds the old one
+// whole or the new one whole, ends what was begun, and does not do it twice.
+func TestCrashDuringTheExchange(t *testing.T) {
+	source := filled(t, 50)
+	var steps []string
+	for at := 0; ; at++ {
+		cfg := config(t, source)
+		before := old(t, cfg)
+		cfg.Request = "id 1"
+		n, crashed := 0, false
+		cfg.onStep = func(step string) {
+			if n++; n == at+1 {
+				steps = append(steps, step)
+				panic(crash{})
+			}
+		}
+		func() {
+			defer func() {
+				if p := recover(); p != nil {
+					if _, ok := p.(crash); !ok {
+						panic(p)
+					}
+					crashed = true
+				}
+			}()
+			if _, err := Run(t.Context(), cfg); err != nil {
+				t.Fatal(err)
+			}
+		}()
+		if !crashed {
+			break
+		}
+		where := steps[len(steps)-1]
+		cfg.onStep = nil
+
+		// A start that asks for nothing puts things right and touches nothing else.
+		plain := cfg
+		plain.Request = ""
+		if out, err := Run(t.Context(), plain); err != nil || out.Action != Start {
+			t.Fatalf("%s: %+v, %v", where, out, err)
+		}
+		switch after := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir); {
+		case where == "in place":
+			if n := count(t, cfg.DBPath); n != 50 {
+				t.Errorf("%s: %d rows", where, n)
+			}
+			if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start {
+				t.Errorf("%s: restored again: %+v, %v", where, out, err)
+			}
+		case fmt.Sprint(after) != fmt.Sprint(before):
+			t.Errorf("%s: the old database is not as it was: %v", where, after)
+		case len(asides(t, cfg)) != 0:
+			t.Errorf("%s: litter: %v", where, asides(t, cfg))
+		default:
+			// And the same request is still to be carried out.
+			if out, err := Run(t.Context(), cfg); err != nil || out.Action != Restore || count(t, cfg.DBPath) != 50 {
+				t.Errorf("%s: %+v, %v", where, out, err)
+			}
+		}
+	}
+	if len(steps) < 6 {
+		t.Errorf("only %d steps: %v", len(steps), steps)
+	}
+	t.Logf("crashed at %v", steps)
+}
+
+// Where a restore can't be made, the old database is byte for byte as it was.
+func TestForcedRestoreThatFails(t *testing.T) {
+	for name, spoil := range map[string]func(*testing.T, *Config){
+		"nothing there": func(t *testing.T, cfg *Config) { cfg.Client = replica{filled(t, 1).ReplicaClient, t.TempDir()} },
+		"damaged": func(t *testing.T, cfg *Config) {
+			files, err := filepath.Glob(filepath.Join(cfg.Client.(replica).dir, "ltx", "0", "*.ltx"))
+			if err != nil || len(files) == 0 {
+				t.Fatal(files, err)
+			}
+			if err := os.Truncate(files[0], 200); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a link": func(t *testing.T, cfg *Config) {
+			real := cfg.DBPath + ".real"
+			if err := os.Rename(cfg.DBPath, real); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(real, cfg.DBPath); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"the ledger is damaged": func(t *testing.T, cfg *Config) {
+			if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(ledgerFile(*cfg), []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config(t, filled(t, 20))
+			old(t, cfg)
+			spoil(t, &cfg)
+			before := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir)
+			cfg.Request = "id 1"
+			if out, err := Run(t.Context(), cfg); err == nil {
+				t.Fatalf("%+v", out)
+			} else {
+				t.Log(err)
+			}
+			if after := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir); fmt.Sprint(after) != fmt.Sprint(before) {
+				t.Errorf("%v, not %v", after, before)
+			}
+			if list := asides(t, cfg); len(list) != 0 {
+				t.Errorf("litter: %v", list)
+			}
+		})
+	}
+}
+
+// A request that comes with a missing database is carried out by the restore
+// that is due anyway, and not once more after the app has written.
+func TestRequestWithAMissingDatabase(t *testing.T) {
+	cfg := config(t, filled(t, 30))
+	cfg.Request = "id 1"
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Restore || count(t, cfg.DBPath) != 30 {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start {
+		t.Errorf("again: %+v, %v", out, err)
+	}
+}
+
+// A stop in the middle of a restore that was asked for changes nothing.
+func TestStopDuringAForcedRestore(t *testing.T) {
+	cfg := config(t, filled(t, 300))
+	before := old(t, cfg)
+	cfg.Request = "id 1"
+	ctx, cancel := context.WithCancel(t.Context())
+	cfg.OnProgress = func(Progress) { cancel() }
+	if out, err := Run(ctx, cfg); err == nil {
+		t.Skipf("it was quicker: %+v", out)
+	}
+	if after := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("%v, not %v", after, before)
+	}
+}
