@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -142,7 +143,7 @@ func TestKillDuringARestoreOverTheDatabase(t *testing.T) {
 	}
 	rows := 400
 	for round := range 12 {
-		env := append(settings, fmt.Sprintf("SLASHA_RESTORE_PENDING=request-%d", round))
+		env := slices.Concat(settings, []string{fmt.Sprintf("SLASHA_RESTORE_PENDING=request-%d", round)})
 		c := testbed.StartContainer(t, env, "sleep", "60")
 		select {
 		case <-time.After(time.Duration(random.IntN(600)) * time.Millisecond):
