@@ -28,7 +28,8 @@ type Config struct {
 	PathPrefix      string
 	Region          string
 
-	RestoreRequest string // "" asks for no restore over an existing database
+	RestoreRequest   string    // "" asks for no restore over an existing database
+	RestoreTimestamp time.Time // zero for the newest state
 
 	SyncInterval     time.Duration
 	MaxLag           time.Duration
@@ -157,6 +158,7 @@ func (c *Config) read(s *source, command, environ []string) {
 	c.readLog(s)
 	if s.command == "run" {
 		c.RestoreRequest = c.readRequest(s)
+		c.RestoreTimestamp = s.time("restore-timestamp")
 		c.readProcesses(s, command, appEnviron(environ))
 	}
 	if s.command == "restore" {
@@ -250,6 +252,22 @@ func (c *Config) readRequest(s *source) string {
 		return "true in " + containerID()
 	}
 	return "id " + set.value
+}
+
+// time reads a moment in the past, or nothing.
+func (s *source) time(name string) time.Time {
+	set, o := s.get(name), option{name: name}
+	if set.value == "" {
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339, set.value)
+	switch {
+	case err != nil:
+		s.complain(o, set, "is no time; write it as RFC 3339, like 2026-11-23T05:32:19Z")
+	case time.Until(t) > 5*time.Minute: // more than clocks differ by
+		s.complain(o, set, "lies in the future; leave it out for the newest state")
+	}
+	return t
 }
 
 // needsDB: a restore to --output needs to know only the replica.
@@ -371,13 +389,7 @@ func (c *Config) readRestore(s *source) {
 		s.complain(option{name: "bucket"}, setting{}, "is not set; a restore needs to know its replica")
 	}
 	at, id := s.get("timestamp"), s.get("txid")
-	if at.value != "" {
-		t, err := time.Parse(time.RFC3339, at.value)
-		if err != nil {
-			s.complain(option{name: "timestamp"}, at, "is no time; write it as RFC 3339, like 2026-11-23T05:32:19Z")
-		}
-		c.Timestamp = t
-	}
+	c.Timestamp = s.time("timestamp")
 	if id.value != "" {
 		txid, err := ltx.ParseTXID(id.value)
 		if err != nil || txid == 0 {

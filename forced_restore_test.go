@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -11,6 +12,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/benbjohnson/litestream"
+	"github.com/benbjohnson/litestream/file"
 
 	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/internal/testbed"
@@ -200,6 +204,88 @@ func TestRestorePendingTrueInDocker(t *testing.T) {
 			if got := len(aside(t, filepath.Join(data, "app.db"))); got != n {
 				t.Errorf("container %d, restart %d: %d databases are set aside", n, restart, got)
 			}
+		}
+	}
+}
+
+// Back in time, and on from there: the new line is the newest, and the old one,
+// with what was written after that time, can still be restored, also when the
+// small files of both have been compacted.
+func TestPointInTime(t *testing.T) {
+	vol, bucket := newVolume(t), t.TempDir()
+	db := vol.db(t)
+	settings := []string{"SLASHA_DB_PATH=" + db, "SLASHA_ENDPOINT=file://" + bucket, "SLASHA_HEALTH_ADDR=127.0.0.1:0"}
+	write := func(count int, more ...string) *testbed.Container {
+		t.Helper()
+		c := testbed.StartContainer(t, append(settings, more...), worker(t, db, "--every", "1ms", "--count", fmt.Sprint(count))...)
+		if code := c.Wait(30 * time.Second); code != 0 {
+			t.Fatalf("exit %d", code)
+		}
+		return c
+	}
+	moment := func() string {
+		time.Sleep(20 * time.Millisecond) // files are stamped with milliseconds
+		defer time.Sleep(20 * time.Millisecond)
+		return time.Now().UTC().Format(time.RFC3339Nano)
+	}
+	write(10)
+	ten := moment()
+	write(5)
+	fifteen := moment()
+	c := write(3, "SLASHA_RESTORE_PENDING=back", "SLASHA_RESTORE_TIMESTAMP="+ten)
+	if n := len(testbed.Entries(t, db)); n != 13 {
+		t.Fatalf("%d entries after going back, not 10 and 3", n)
+	}
+	if list := aside(t, db); len(list) != 1 || len(testbed.Entries(t, list[0])) != 15 {
+		t.Errorf("set aside: %v", list)
+	}
+	write(2, "SLASHA_RESTORE_PENDING=back", "SLASHA_RESTORE_TIMESTAMP="+ten)
+
+	// What a running container does half a minute later.
+	replica := file.NewReplicaClient(filepath.Join(bucket, "litestream"))
+	if _, err := litestream.NewCompactor(replica, slog.New(slog.DiscardHandler)).Compact(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	small, err := filepath.Glob(filepath.Join(bucket, "litestream", "ltx", "0", "*.ltx"))
+	if err != nil || len(small) < 5 {
+		t.Fatalf("%v, %v", small, err)
+	}
+	for _, f := range small[:len(small)-1] {
+		if err := os.Remove(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		at   []string
+		want int
+	}{"the newest": {nil, 15}, "the old line's end": {[]string{"--timestamp", fifteen}, 15}, "of the new line": {[]string{"--timestamp", moment()}, 15}} {
+		out := filepath.Join(t.TempDir(), "restored.db")
+		testbed.MustRun(t, settings, 20*time.Second, testbed.SlashaInit(t), append([]string{"restore", "--output", out}, c.at...)...)
+		entries := testbed.Entries(t, out)
+		if len(entries) != c.want {
+			t.Errorf("%s: %d entries", name, len(entries))
+		}
+		// Both lines have 15 entries; the old line's 11th was written before the way back.
+		last, err := time.Parse(time.RFC3339Nano, fifteen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if isOld := entries[10].At.Before(last); isOld != (name == "the old line's end") {
+			t.Errorf("%s is of the other line", name)
+		}
+	}
+	if !strings.Contains(c.Stderr.String(), "a restore was asked for") {
+		t.Errorf("the log does not say why: %s", c.Stderr)
+	}
+
+	// Before there was anything, and in the future.
+	for at, want := range map[string]struct {
+		code int
+		says string
+	}{"2020-01-01T00:00:00Z": {74, "no backup from before 2020-01-01T00:00:00Z"}, "2999-01-01T00:00:00Z": {78, "lies in the future"}, "yesterday": {78, "is no time"}} {
+		code, _, said := testbed.Run(t, append(settings, "SLASHA_RESTORE_PENDING=x", "SLASHA_RESTORE_TIMESTAMP="+at), 20*time.Second, testbed.SlashaInit(t), "--", "true")
+		if code != want.code || !strings.Contains(said, want.says) {
+			t.Errorf("%s: exit %d, %s", at, code, said)
 		}
 	}
 }

@@ -199,6 +199,8 @@ func (l *life) restore() (code int, ok bool) {
 		Explain:   l.explain,
 		Patience:  restorePatience,
 		Request:   l.cfg.RestoreRequest,
+		Timestamp: l.cfg.RestoreTimestamp,
+		Seal:      func(ctx context.Context) error { return replicate.Seal(ctx, l.client, slog.Default()) },
 		Logger:    l.log,
 		OnWaiting: func(sentence string) { l.health.Problem(sentence) },
 		OnProgress: func(p restore.Progress) {

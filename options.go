@@ -35,6 +35,7 @@ var options = []option{
 	{name: "path-prefix", value: "litestream", usage: "`folder` inside the bucket"},
 	{name: "region", usage: "bucket's `region` (default from the endpoint, else as the server answers)"},
 	{name: "restore-pending", value: "false", only: onlyRun, usage: "restore over the existing database, once: true (once for each container), or an `id` of the request"},
+	{name: "restore-timestamp", only: onlyRun, usage: "a restore leads to the state at this `time`, as RFC 3339 (default the newest)"},
 	{name: "sync-interval", value: "500ms", usage: "least `time` between the uploads of a steady writer"},
 	{name: "max-lag", value: "10s", usage: "commits that wait for longer make /healthz unhealthy"},
 	{name: "snapshot-interval", value: "24h", usage: "`time` between full snapshots"},
@@ -67,13 +68,12 @@ var onlyRun = []string{"run"}
 // request for anything else is refused: a restore that was asked for must not
 // silently not happen.
 var later = map[string][]string{
-	"restore-timestamp": {""},
-	"on-stale":          {"restore"},
-	"lease":             {"auto", "off"},
-	"lease-ttl":         {"60s"},
-	"lock-timeout":      {"90s"},
-	"control-socket":    {""},
-	"verify-interval":   {"off"},
+	"on-stale":        {"restore"},
+	"lease":           {"auto", "off"},
+	"lease-ttl":       {"60s"},
+	"lock-timeout":    {"90s"},
+	"control-socket":  {""},
+	"verify-interval": {"off"},
 }
 
 func (o option) variable() string {

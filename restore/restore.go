@@ -54,6 +54,12 @@ type Config struct {
 	// is the newest.
 	Timestamp time.Time
 
+	// Seal is called before a state that is older than the replica's newest takes
+	// the database's place. What is uploaded from then on is a new line; it must
+	// not be merged with the old one, which would then be lost. Required with
+	// Timestamp.
+	Seal func(context.Context) error
+
 	// OnWaiting is called with the reason each time that a replica out of reach
 	// is going to be asked again. Optional.
 	OnWaiting func(sentence string)
@@ -154,6 +160,7 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 type plan struct {
 	bytes int64
 	txid  ltx.TXID
+	older bool // than the newest of the replica
 }
 
 // gather finds out what Decide needs to know, and no more: where the database
@@ -246,6 +253,10 @@ func look(ctx context.Context, cfg Config) (Replica, plan, error) {
 			p.bytes += f.Size
 			p.txid = max(p.txid, f.MaxTXID)
 		}
+		p.older, err = isOlder(ctx, cfg, p.txid)
+		if err != nil {
+			return Unreachable, plan{}, err
+		}
 		return HasData, p, nil
 	}
 	if !errors.Is(err, litestream.ErrTxNotAvailable) {
@@ -257,15 +268,36 @@ func look(ctx context.Context, cfg Config) (Replica, plan, error) {
 	case err != nil:
 		return Unreachable, plan{}, err
 	case older:
-		return HasData, plan{}, nil
+		var p plan
+		if p.older, err = isOlder(ctx, cfg, 0); err != nil {
+			return Unreachable, plan{}, err
+		}
+		return HasData, p, nil
 	}
 	switch file, err := anyFile(ctx, cfg.Client); {
 	case err != nil:
 		return Unreachable, plan{}, err
+	case file != "" && !cfg.Timestamp.IsZero():
+		return Incomplete, plan{}, fmt.Errorf("%w: there is no backup from before %s", litestream.ErrTxNotAvailable, cfg.Timestamp.UTC().Format(time.RFC3339))
 	case file != "":
 		return Incomplete, plan{}, fmt.Errorf("%w: there are files, like %s, but no snapshot that they continue", litestream.ErrNoSnapshots, file)
 	}
 	return Empty, plan{}, nil
+}
+
+// isOlder reports whether the replica has something newer than what a restore
+// to a point in time leads to.
+func isOlder(ctx context.Context, cfg Config, txid ltx.TXID) (bool, error) {
+	if cfg.Timestamp.IsZero() {
+		return false, nil
+	}
+	for level := 0; level <= litestream.SnapshotLevel; level++ {
+		info, err := litestream.NewCompactor(cfg.Client, cfg.Logger).MaxLTXFileInfo(ctx, level)
+		if err != nil || info.MaxTXID > txid {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 func hasV3(ctx context.Context, client Client) (bool, error) {
@@ -319,6 +351,12 @@ func restore(ctx context.Context, cfg Config, f Facts, p plan) (done Progress, a
 	done, err = Fetch(ctx, cfg, file, 0, p.bytes)
 	if p.txid != 0 {
 		done.TXID = p.txid
+	}
+	if err == nil && p.older {
+		if err := cfg.Seal(ctx); err != nil {
+			sentence, _ := cfg.Explain(err)
+			return done, "", &Failure{Sentence: "cannot keep what is newer than the point in time: " + sentence, Err: err}
+		}
 	}
 	switch {
 	case err != nil:
