@@ -146,6 +146,7 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 			return p.Sentence, p.Temporary
 		},
 		Timestamp:  cfg.Timestamp,
+		Check:      cfg.RestoreCheck,
 		OnProgress: show.show,
 		Logger:     log,
 	}

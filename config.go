@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/superfly/ltx"
 
+	"github.com/slashacom/slasha-init/restore"
 	"github.com/slashacom/slasha-init/storage"
 )
 
@@ -30,6 +32,7 @@ type Config struct {
 
 	RestoreRequest   string    // "" asks for no restore over an existing database
 	RestoreTimestamp time.Time // zero for the newest state
+	RestoreCheck     restore.Check
 
 	SyncInterval     time.Duration
 	MaxLag           time.Duration
@@ -154,6 +157,16 @@ func (c *Config) read(s *source, command, environ []string) {
 		{"stop-timeout", &c.StopTimeout, 24 * time.Hour},
 	} {
 		*d.to = s.duration(d.name, d.most)
+	}
+	switch check := s.get("restore-check"); check.value {
+	case "quick":
+		c.RestoreCheck = restore.Quick
+	case "full":
+		c.RestoreCheck = restore.Full
+	case "off":
+		c.RestoreCheck = restore.Off
+	default:
+		s.complain(option{name: "restore-check"}, check, "must be quick, full or off")
 	}
 	c.readLog(s)
 	if s.command == "run" {
@@ -290,11 +303,39 @@ func (s *source) dbPath(set setting) string {
 	case filepath.Clean(v) != v:
 		s.complain(o, set, "holds . or .. or a double slash; write it as "+quote(filepath.Clean(v)))
 	default:
-		if fi, err := os.Stat(v); err == nil && !fi.Mode().IsRegular() {
+		real, err := behindLink(v)
+		if err != nil {
+			s.complain(o, set, err.Error())
+			return v
+		}
+		if fi, err := os.Stat(real); err == nil && !fi.Mode().IsRegular() {
 			s.complain(o, set, "is a folder or a device, not a file; name the database file, like /data/app.db")
 		}
+		return real
 	}
 	return v
+}
+
+// behindLink returns the file that a path is a symbolic link to, whether it is
+// there or not: SQLite keeps the -wal beside that file, and a restore must not
+// put a file in the place of the link.
+func behindLink(path string) (string, error) {
+	const most = 40 // as the kernel has it
+	for range most {
+		to, err := os.Readlink(path)
+		if err != nil {
+			return path, nil //nolint:nilerr // no link
+		}
+		if !filepath.IsAbs(to) {
+			dir, err := filepath.EvalSymlinks(filepath.Dir(path)) // .. counts from there
+			if err != nil {
+				return "", fmt.Errorf("is a symbolic link that can't be followed: %w", err)
+			}
+			to = filepath.Join(dir, to)
+		}
+		path = filepath.Clean(to)
+	}
+	return "", errors.New("is a symbolic link that leads to itself")
 }
 
 func (s *source) bucket(set setting) string {

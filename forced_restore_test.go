@@ -289,3 +289,68 @@ func TestPointInTime(t *testing.T) {
 		}
 	}
 }
+
+// The path is a link onto the volume, as images have it: what is restored goes
+// where the link leads, and the link stays.
+func TestTheDatabaseBehindALink(t *testing.T) {
+	s3, vol := testbed.StartS3(t), newVolume(t)
+	real := vol.db(t)
+	link := filepath.Join(t.TempDir(), "app.db")
+	if err := os.Symlink(real, link); err != nil {
+		t.Fatal(err)
+	}
+	settings := s3.Settings(s3.URL(), link)
+	start := func(want int, more ...string) {
+		t.Helper()
+		c := testbed.StartContainer(t, append(settings, more...), worker(t, link, "--every", "0", "--count", "5")...)
+		if code := c.Wait(20 * time.Second); code != 0 {
+			t.Fatalf("exit %d", code)
+		}
+		if to, err := os.Readlink(link); err != nil || to != real {
+			t.Fatalf("the link is %q, %v", to, err)
+		}
+		if n := len(testbed.Entries(t, real)); n != want {
+			t.Fatalf("%d entries, not %d", n, want)
+		}
+	}
+	start(5) // it leads to nothing yet
+	start(10)
+	vol.lose(t) // with its folder
+	start(15)
+	start(20, "SLASHA_RESTORE_PENDING=over-it")
+	if len(aside(t, real)) != 1 {
+		t.Error("nothing was set aside")
+	}
+	restored := filepath.Join(t.TempDir(), "restored.db")
+	s3.OfficialRestore(restored)
+	if n := len(testbed.Entries(t, restored)); n != 20 {
+		t.Errorf("%d entries in the replica", n)
+	}
+
+	circle := filepath.Join(t.TempDir(), "circle.db")
+	if err := os.Symlink(circle, circle); err != nil {
+		t.Fatal(err)
+	}
+	code, _, said := testbed.Run(t, s3.Settings(s3.URL(), circle), 10*time.Second, testbed.SlashaInit(t), "--", "true")
+	if code != 78 || !strings.Contains(said, "leads to itself") {
+		t.Errorf("exit %d, %s", code, said)
+	}
+}
+
+// No room is told before anything is read, and the database stays as it is.
+func TestNoRoomForARestore(t *testing.T) {
+	needRoot(t)
+	s3, vol := testbed.StartS3(t), newVolume(t)
+	db := vol.db(t)
+	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--every", "0", "--count", "100", "--size", "40000")...)
+	if code := c.Wait(30 * time.Second); code != 0 {
+		t.Fatalf("exit %d", code)
+	}
+	small := filepath.Join(t.TempDir(), "small")
+	script := `mkdir -p $0 && mount -t tmpfs -o size=3m tmpfs $0 && echo old >$0/app.db && { "$@"; code=$?; cat $0/app.db; ls -A $0/.app.db.slasha; exit $code; }`
+	code, out, said := testbed.Run(t, append(s3.Settings(s3.URL(), filepath.Join(small, "app.db")), "SLASHA_RESTORE_PENDING=1"), 20*time.Second,
+		"unshare", "--mount", "sh", "-c", script, small, testbed.SlashaInit(t), "--", "echo", "started")
+	if code != 74 || out != "old\n" || !strings.Contains(said, "has 2 MB free") {
+		t.Errorf("exit %d, %q, %s", code, out, said)
+	}
+}

@@ -200,6 +200,7 @@ func (l *life) restore() (code int, ok bool) {
 		Patience:  restorePatience,
 		Request:   l.cfg.RestoreRequest,
 		Timestamp: l.cfg.RestoreTimestamp,
+		Check:     l.cfg.RestoreCheck,
 		Seal:      func(ctx context.Context) error { return replicate.Seal(ctx, l.client, slog.Default()) },
 		Logger:    l.log,
 		OnWaiting: func(sentence string) { l.health.Problem(sentence) },

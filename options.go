@@ -36,6 +36,7 @@ var options = []option{
 	{name: "region", usage: "bucket's `region` (default from the endpoint, else as the server answers)"},
 	{name: "restore-pending", value: "false", only: onlyRun, usage: "restore over the existing database, once: true (once for each container), or an `id` of the request"},
 	{name: "restore-timestamp", only: onlyRun, usage: "a restore leads to the state at this `time`, as RFC 3339 (default the newest)"},
+	{name: "restore-check", value: "quick", usage: "how a restored database is checked: `quick`, full or off"},
 	{name: "sync-interval", value: "500ms", usage: "least `time` between the uploads of a steady writer"},
 	{name: "max-lag", value: "10s", usage: "commits that wait for longer make /healthz unhealthy"},
 	{name: "snapshot-interval", value: "24h", usage: "`time` between full snapshots"},

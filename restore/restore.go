@@ -54,6 +54,9 @@ type Config struct {
 	// is the newest.
 	Timestamp time.Time
 
+	// Check is how what was restored is looked at before it counts.
+	Check Check
+
 	// Seal is called before a state that is older than the replica's newest takes
 	// the database's place. What is uploaded from then on is a new line; it must
 	// not be merged with the old one, which would then be lost. Required with
@@ -158,7 +161,8 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 
 // plan is what a restore will read.
 type plan struct {
-	bytes int64
+	bytes int64 // to read
+	size  int64 // of the database; 0 when not known
 	txid  ltx.TXID
 	older bool // than the newest of the replica
 }
@@ -253,8 +257,10 @@ func look(ctx context.Context, cfg Config) (Replica, plan, error) {
 			p.bytes += f.Size
 			p.txid = max(p.txid, f.MaxTXID)
 		}
-		p.older, err = isOlder(ctx, cfg, p.txid)
-		if err != nil {
+		if p.size, err = databaseSize(ctx, cfg.Client, files[len(files)-1]); err != nil {
+			return Unreachable, plan{}, err
+		}
+		if p.older, err = isOlder(ctx, cfg, p.txid); err != nil {
 			return Unreachable, plan{}, err
 		}
 		return HasData, p, nil
@@ -347,6 +353,9 @@ func restore(ctx context.Context, cfg Config, f Facts, p plan) (done Progress, a
 	if err := os.MkdirAll(scratch, 0o700); err != nil {
 		return Progress{}, "", &Failure{Sentence: fmt.Sprintf("cannot make the scratch folder: %v", err), Err: err}
 	}
+	if err := checkSpace(scratch, p.size); err != nil {
+		return Progress{}, "", err
+	}
 	file := filepath.Join(scratch, filepath.Base(cfg.DBPath))
 	done, err = Fetch(ctx, cfg, file, 0, p.bytes)
 	if p.txid != 0 {
@@ -411,7 +420,7 @@ func Fetch(ctx context.Context, cfg Config, file string, txid ltx.TXID, total in
 	opt.OutputPath, opt.TXID, opt.Timestamp = file, txid, cfg.Timestamp
 	err := litestream.NewReplicaWithClient(nil, client).Restore(ctx, opt)
 	if err == nil {
-		err = Verify(ctx, file)
+		err = Verify(ctx, file, cfg.Check)
 	}
 	stop()
 	done := progress()

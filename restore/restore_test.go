@@ -313,7 +313,7 @@ func TestVerifyFindsWhatSQLiteFinds(t *testing.T) {
 		}
 	}
 	_ = db.Close()
-	if err := Verify(t.Context(), path); err != nil {
+	if err := Verify(t.Context(), path, Quick); err != nil {
 		t.Fatalf("a good file: %v", err)
 	}
 	b, err := os.ReadFile(path)
@@ -327,7 +327,7 @@ func TestVerifyFindsWhatSQLiteFinds(t *testing.T) {
 		t.Fatal(err)
 	}
 	var damaged *DamagedError
-	if err := Verify(t.Context(), path); !errors.As(err, &damaged) {
+	if err := Verify(t.Context(), path, Quick); !errors.As(err, &damaged) {
 		t.Errorf("a damaged file: %v", err)
 	}
 	left, err := filepath.Glob(filepath.Join(filepath.Dir(path), "*"))
