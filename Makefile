@@ -3,7 +3,7 @@
 SHELL      := /bin/bash
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0.0-dev)
 CACHE      := .cache/bin
-TOOLS      := versitygw toxiproxy litestream
+TOOLS      := versitygw toxiproxy litestream litestream3
 LINTERS    := staticcheck golangci-lint
 HOSTARCH   := $(shell go env GOARCH)
 
