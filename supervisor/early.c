@@ -41,11 +41,11 @@ extern int __sigaction(int number, const struct sigaction *act, struct sigaction
 // ends it. So does a test of a Go package.
 static int supervises(int argc, char **argv) {
 #ifdef __GLIBC__ // others don't hand the arguments to constructors
-	if (argc < 2)
+	const char *name = argc > 0 ? argv[0] : "";
+	size_t n = strlen(name);
+	if (n > 5 && strcmp(name + n - 5, ".test") == 0)
 		return 0;
-	if (argv[1][0] == '-')
-		return strncmp(argv[1], "-test.", 6) != 0;
-	return strcmp(argv[1], "run") == 0;
+	return argc < 2 || argv[1][0] == '-' || strcmp(argv[1], "run") == 0;
 #else
 	return argc < 0 && argv == NULL;
 #endif
@@ -156,14 +156,14 @@ __attribute__((constructor)) static void early(int argc, char **argv) {
 	sigaddset(&terminal, SIGTTIN);
 	pthread_sigmask(SIG_BLOCK, &terminal, NULL);
 	for (number = 1; number < SIGNALS; number++)
-		if (catchable(number) && !slasha_was_ignored(number))
+		if (catchable(number))
 			slasha_catch(number);
 }
 
-// slasha_was_ignored reports whether a signal is to stay ignored, for us and by
-// inheritance for the app, as nohup and a shell's & ask.
+// slasha_was_ignored reports whether a signal was ignored when we began, as nohup
+// and a shell's & ask. An ignored SIGCHLD would reap our children.
 int slasha_was_ignored(int number) {
-	return number != SIGTERM && number != SIGCHLD && sigismember(&ignored, number) == 1;
+	return number != SIGCHLD && sigismember(&ignored, number) == 1;
 }
 
 // slasha_inbox returns the pipe's end to read from, or -1.
@@ -177,5 +177,27 @@ void slasha_open_mask(void) {
 	pthread_sigmask(SIG_SETMASK, &none, NULL);
 }
 
-// slasha_apps_mask gives this thread the mask that the app is to inherit.
-void slasha_apps_mask(void) { pthread_sigmask(SIG_SETMASK, &apps_mask, NULL); }
+// slasha_before_fork makes this thread, and for the moment of a fork the process,
+// what the app is to inherit: the mask and the ignored signals. A handler becomes
+// the default by itself when a program is executed.
+void slasha_before_fork(void) {
+	struct sigaction ignore;
+	int number;
+
+	memset(&ignore, 0, sizeof ignore);
+	ignore.sa_handler = SIG_IGN;
+	for (number = 1; number < SIGNALS; number++)
+		if (slasha_was_ignored(number))
+			__sigaction(number, &ignore, NULL);
+	pthread_sigmask(SIG_SETMASK, &apps_mask, NULL);
+}
+
+// slasha_after_fork takes the signals again.
+void slasha_after_fork(void) {
+	int number;
+
+	for (number = 1; number < SIGNALS; number++)
+		if (slasha_was_ignored(number) && catchable(number))
+			slasha_catch(number);
+	slasha_open_mask();
+}

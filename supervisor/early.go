@@ -20,6 +20,7 @@ const lastSignal = 64
 type arrival struct {
 	syscall.Signal
 	fromKernel bool // a terminal's, or one that tells of a child or of a fault
+	wasIgnored bool // when we began: whoever started us does not want us to act on it
 }
 
 // catchable reports whether a signal can be caught. The C library keeps 32
@@ -27,6 +28,9 @@ type arrival struct {
 func catchable(sig syscall.Signal) bool {
 	return sig != syscall.SIGKILL && sig != syscall.SIGSTOP && sig != 32 && sig != 33
 }
+
+// wasIgnored reports whether a signal was ignored when the process began.
+func wasIgnored(sig syscall.Signal) bool { return C.slasha_was_ignored(C.int(sig)) != 0 }
 
 // catchAll sees to it that the handler has every signal, and returns the pipe
 // that it writes to. It is called on the thread that is to take them.
@@ -37,18 +41,17 @@ func catchAll() (*os.File, error) {
 	}
 	// Room for a storm. Where that is more than we may have, 64 KiB stay.
 	_, _ = unix.FcntlInt(uintptr(inbox), unix.F_SETPIPE_SZ, 1<<20)
-	// A write to a stderr that nobody reads must not end us. Go's own record of
-	// what is ignored keeps it from ending itself; the app starts with the
-	// default, because the handler takes the disposition's place.
-	signal.Ignore(syscall.SIGPIPE)
 	for sig := syscall.Signal(1); sig <= lastSignal; sig++ {
-		switch {
-		case !catchable(sig):
-		case C.slasha_was_ignored(C.int(sig)) != 0:
-			signal.Ignore(sig)
-		default:
-			C.slasha_catch(C.int(sig))
+		if !catchable(sig) {
+			continue
 		}
+		if sig == syscall.SIGPIPE || wasIgnored(sig) {
+			// Go's own record of what is ignored keeps it from ending itself by a
+			// write to a stderr that nobody reads, and from making the app's
+			// disposition the default.
+			signal.Ignore(sig)
+		}
+		C.slasha_catch(C.int(sig))
 	}
 	C.slasha_open_mask()
 	return os.NewFile(uintptr(inbox), "signals"), nil
@@ -65,9 +68,9 @@ func readSignals(inbox *os.File, receive func(arrival), lost func()) {
 			return
 		}
 		for b := buf[:n]; len(b) >= size; b = b[size:] {
-			number := int32(binary.NativeEndian.Uint32(b))
+			sig := syscall.Signal(int32(binary.NativeEndian.Uint32(b)))
 			code := int32(binary.NativeEndian.Uint32(b[4:]))
-			receive(arrival{syscall.Signal(number), code > 0})
+			receive(arrival{sig, code > 0, wasIgnored(sig)})
 		}
 		if n == len(buf) {
 			lost()
@@ -75,10 +78,10 @@ func readSignals(inbox *os.File, receive func(arrival), lost func()) {
 	}
 }
 
-// forkMask runs f, which starts a child, with the signal mask that the child is
-// to have, on the thread that takes the signals.
-func forkMask(f func()) {
-	C.slasha_apps_mask()
-	defer C.slasha_open_mask()
+// forkAsFound runs f, which starts a child, with the signal mask and the ignored
+// signals that the child is to have, on the thread that takes the signals.
+func forkAsFound(f func()) {
+	C.slasha_before_fork()
+	defer C.slasha_after_fork()
 	f()
 }

@@ -11,4 +11,5 @@ int slasha_was_ignored(int number);
 int slasha_inbox(void);
 void slasha_catch(int number);
 void slasha_open_mask(void);
-void slasha_apps_mask(void);
+void slasha_before_fork(void);
+void slasha_after_fork(void);

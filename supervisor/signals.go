@@ -35,10 +35,12 @@ func (s *signals) receive(a arrival) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a.Signal == syscall.SIGINT {
+	// The app may have a handler all the same, so it gets what we don't act on.
+	acts := !a.wasIgnored || a.Signal == syscall.SIGTERM || a.Signal == s.as
+	if a.Signal == syscall.SIGINT && acts {
 		s.interrupted()
 	}
-	if s.isStop(a.Signal) {
+	if acts && s.isStop(a.Signal) {
 		first := s.stop == 0
 		if first {
 			s.stop = a.Signal

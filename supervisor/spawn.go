@@ -73,7 +73,7 @@ func (s *spawner) start(c Command, h how) (pid int, err error) {
 				return
 			}
 		}
-		forkMask(func() { pid, err = syscall.ForkExec(file, c.Args, attr) })
+		forkAsFound(func() { pid, err = syscall.ForkExec(file, c.Args, attr) })
 	})
 	if err != nil {
 		return 0, diagnose(file, h.user, err)

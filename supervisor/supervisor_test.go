@@ -29,7 +29,7 @@ func (r *recorder) take(a arrival) { *r = append(*r, a.Signal) }
 func TestSignalsBeforeTheProcessesRun(t *testing.T) {
 	s := newSignals()
 	var got recorder
-	for _, a := range []arrival{sent(syscall.SIGUSR1), {syscall.SIGTTOU, true}, sent(syscall.SIGWINCH)} {
+	for _, a := range []arrival{sent(syscall.SIGUSR1), {syscall.SIGTTOU, true, false}, sent(syscall.SIGWINCH)} {
 		s.receive(a)
 	}
 	s.deliver(got.take)
@@ -56,6 +56,26 @@ func TestStopSignals(t *testing.T) {
 		if !slices.Equal(got, []syscall.Signal{sig}) {
 			t.Errorf("%s: delivered %v", sig, got)
 		}
+	}
+}
+
+// Under nohup, HUP is nothing for us, and still the app's; TERM always stops.
+func TestIgnoredSignals(t *testing.T) {
+	s := newSignals()
+	var got recorder
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGINT, syscall.SIGINT} {
+		s.receive(arrival{Signal: sig, wasIgnored: true})
+	}
+	if closed(s.stopping) || closed(s.insist) {
+		t.Error("an ignored signal stops")
+	}
+	s.deliver(got.take)
+	if len(got) != 4 {
+		t.Errorf("the app got %v", got)
+	}
+	s.receive(arrival{Signal: syscall.SIGTERM, wasIgnored: true})
+	if !closed(s.stopping) {
+		t.Error("TERM does not stop")
 	}
 }
 

@@ -372,6 +372,14 @@ var checks = []check{
 			r.Errorf("it is not")
 		}
 	}},
+	{name: "and reaches an app that has a handler for it all the same", why: "a server under nohup can't be told to reload", run: func(r *rig) {
+		p := r.start(options{wrap: `trap "" HUP; exec "$@"`}, testbed.Probe(r), "signals")
+		p.says("ready")
+		p.send(syscall.SIGHUP)
+		p.says("got 1")
+		p.send(syscall.SIGTERM)
+		p.ends(7)
+	}},
 	{name: "a signal that was blocked stays blocked", why: "what the init found is not its own to change", run: func(r *rig) {
 		s := r.state(options{wrap: `exec ` + testbed.Probe(r) + ` block 10 "$@"`})
 		if !slices.Contains(s, "blocked 10") || slices.Contains(s, "blocked 12") {
@@ -440,9 +448,10 @@ var checks = []check{
 		}
 	}},
 	{name: "an ordinary user can be its user", run: func(r *rig) {
-		s := r.state(options{user: true})
-		if value(s, "uid") != "12345" {
-			r.Errorf("uid %s", value(s, "uid"))
+		p := r.start(options{user: true}, "id", "-u")
+		p.ends(0)
+		if got := strings.TrimSpace(p.Stdout.String()); got != "12345" {
+			r.Errorf("uid %s", got)
 		}
 	}},
 	{name: "the app can't read the init's memory and environment", why: "a secret of the init's is the app's too, when both run as one user", run: func(r *rig) {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -20,6 +21,17 @@ import (
 	"testing"
 	"time"
 )
+
+// A test run that was started by nohup, or in the background of a script, has
+// signals ignored, and its children would inherit that. What is caught becomes
+// the default in a child.
+func init() {
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
+}
 
 // Root returns the repository's folder.
 func Root() string {
