@@ -37,8 +37,8 @@ const spare = 1 << 20
 // checkSpace fails when the folder's file system has no room for so many bytes.
 func checkSpace(dir string, need int64) error {
 	var st syscall.Statfs_t
-	if need == 0 || syscall.Statfs(dir, &st) != nil {
-		return nil // not known; a disk that is full is found when it is
+	if err := syscall.Statfs(dir, &st); err != nil || need == 0 {
+		return nil //nolint:nilerr // not known; a disk that is full is found when it is
 	}
 	free := int64(st.Bavail) * int64(st.Bsize) //nolint:unconvert // other types on other architectures
 	if free >= need+spare {
