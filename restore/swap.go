@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 )
@@ -116,14 +115,17 @@ func exchange(cfg Config, file string, request string, txid string) (aside strin
 		return "", err
 	}
 	cfg.step("noted")
-	err = exchangeFiles(cfg, file, aside)
-	if err == nil {
-		cfg.Logger.Warn("set the old database aside", "to", aside)
-	}
+	failed := exchangeFiles(cfg, file, aside)
 	// The same look at the facts as after a crash decides what to do next.
-	if err := errors.Join(err, recoverSwap(cfg)); err != nil {
-		return "", fmt.Errorf("cannot put the restored database into place: %w", err)
+	inPlace, err := recoverSwap(cfg)
+	if err != nil || !inPlace {
+		return "", fmt.Errorf("cannot put the restored database into place: %w", errors.Join(failed, err))
 	}
+	if failed != nil {
+		// After the rename: the new one is there, and the old one is kept.
+		cfg.Logger.Warn("the restored database is in place, but not known to be on the disk", "error", failed)
+	}
+	cfg.Logger.Warn("set the old database aside", "to", aside)
 	pruneAside(cfg)
 	return aside, nil
 }
@@ -161,27 +163,36 @@ func exchangeFiles(cfg Config, file, aside string) error {
 	return syncDir(dir)
 }
 
-// recoverSwap ends a swap, whichever of its steps was the last to happen. It
-// is called after each, and before anything else at a start.
-func recoverSwap(cfg Config) error {
+// recoverSwap ends a swap, whichever of its steps was the last to happen, and
+// reports whether the new database is in place. It is called after each, and
+// before anything else at a start.
+func recoverSwap(cfg Config) (inPlace bool, err error) {
 	l, err := readLedger(cfg)
 	if err != nil || l.Swap == nil {
-		return err
+		return false, err
 	}
-	s := l.Swap
 	fi, err := os.Stat(cfg.DBPath)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return false, err
 	}
 	if err == nil {
-		if device, inode := identity(fi); device == s.Device && inode == s.Inode {
-			l.Done, l.Swap = &s.carriedOut, nil
-			return l.write(cfg)
+		if device, inode := identity(fi); device == l.Swap.Device && inode == l.Swap.Inode {
+			l.Done, l.Swap = &l.Swap.carriedOut, nil
+			return true, l.write(cfg)
 		}
 	}
-	// The old database stays: everything back to where it was.
+	if err := putBack(cfg, l.Swap, errors.Is(err, os.ErrNotExist)); err != nil {
+		return false, err
+	}
+	l.Swap = nil
+	return false, l.write(cfg)
+}
+
+// putBack moves everything back to where it was: the old database stays. It is
+// missing where it could not be given a second name.
+func putBack(cfg Config, s *swap, missing bool) error {
 	old := filepath.Join(s.Aside, filepath.Base(cfg.DBPath))
-	if errors.Is(err, os.ErrNotExist) {
+	if missing {
 		if err := moveIfThere(old, cfg.DBPath); err != nil {
 			return err
 		}
@@ -201,8 +212,7 @@ func recoverSwap(cfg Config) error {
 		return err
 	}
 	_ = os.Remove(s.Aside) // only if empty
-	l.Swap = nil
-	return l.write(cfg)
+	return nil
 }
 
 // belongings lists what may stand beside a database and is part of it.
@@ -233,13 +243,21 @@ func identity(fi os.FileInfo) (device, inode uint64) {
 // database, a WAL that was left behind alone, is kept: nobody has decided
 // against it.
 func pruneAside(cfg Config) {
-	found, err := filepath.Glob(filepath.Join(cfg.StateDir, "aside", "*", filepath.Base(cfg.DBPath)))
-	if err != nil || len(found) <= asidesKept {
+	// Not by a pattern: the path is somebody's, and may hold a * or a [.
+	all := filepath.Join(cfg.StateDir, "aside")
+	entries, err := os.ReadDir(all) // sorted by name, and so by time
+	if err != nil {
+		cfg.Logger.Warn("cannot look at what was set aside", "error", err)
 		return
 	}
-	slices.Sort(found)
-	for _, file := range found[:len(found)-asidesKept] {
-		dir := filepath.Dir(file)
+	var dirs []string
+	for _, e := range entries {
+		dir := filepath.Join(all, e.Name())
+		if _, err := os.Lstat(filepath.Join(dir, filepath.Base(cfg.DBPath))); err == nil {
+			dirs = append(dirs, dir)
+		}
+	}
+	for _, dir := range dirs[:max(len(dirs)-asidesKept, 0)] {
 		if err := os.RemoveAll(dir); err != nil {
 			cfg.Logger.Warn("cannot remove an old database that was set aside", "path", dir, "error", err)
 			continue

@@ -2,12 +2,17 @@ package restore
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/superfly/ltx"
 )
 
 // old puts a database and all that belongs to it at the path, and returns what
@@ -54,9 +59,14 @@ func tree(t *testing.T, dir, except string) map[string]string {
 
 func asides(t *testing.T, cfg Config) []string {
 	t.Helper()
-	list, err := filepath.Glob(filepath.Join(cfg.StateDir, "aside", "*"))
-	if err != nil {
+	dir := filepath.Join(cfg.StateDir, "aside")
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
+	}
+	var list []string
+	for _, e := range entries {
+		list = append(list, filepath.Join(dir, e.Name()))
 	}
 	return list
 }
@@ -184,6 +194,37 @@ func TestCrashDuringTheExchange(t *testing.T) {
 	t.Logf("crashed at %v", steps)
 }
 
+// A file system without second names has no file at the path for a moment. A
+// crash in it must not look like a missing database.
+func TestCrashWithoutASecondName(t *testing.T) {
+	cfg := config(t, filled(t, 20))
+	before := old(t, cfg)
+	cfg.Request = "id 1"
+	cfg.onStep = func(step string) {
+		if step == "kept the old one" {
+			if err := os.Remove(cfg.DBPath); err != nil {
+				t.Error(err)
+			}
+			panic(crash{})
+		}
+	}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("no crash")
+			}
+		}()
+		_, _ = Run(t.Context(), cfg)
+	}()
+	cfg.onStep, cfg.Request = nil, ""
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if after := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("%v, not %v", after, before)
+	}
+}
+
 // Where a restore can't be made, the old database is byte for byte as it was.
 func TestForcedRestoreThatFails(t *testing.T) {
 	for name, spoil := range map[string]func(*testing.T, *Config){
@@ -204,6 +245,14 @@ func TestForcedRestoreThatFails(t *testing.T) {
 			}
 			if err := os.Symlink(real, cfg.DBPath); err != nil {
 				t.Fatal(err)
+			}
+		},
+		"the restored file vanishes": func(t *testing.T, cfg *Config) {
+			c := *cfg
+			cfg.onStep = func(step string) {
+				if step == "kept the old one" {
+					_ = os.RemoveAll(scratchDir(c))
+				}
 			}
 		},
 		"the ledger is damaged": func(t *testing.T, cfg *Config) {
@@ -249,17 +298,57 @@ func TestRequestWithAMissingDatabase(t *testing.T) {
 	}
 }
 
+// stopping ends the context when the first file of the restore is opened whole.
+type stopping struct {
+	Client
+	cancel context.CancelFunc
+}
+
+func (s stopping) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
+	if size == 0 {
+		s.cancel()
+		return nil, ctx.Err()
+	}
+	return s.Client.OpenLTXFile(ctx, level, minTXID, maxTXID, offset, size)
+}
+
 // A stop in the middle of a restore that was asked for changes nothing.
 func TestStopDuringAForcedRestore(t *testing.T) {
-	cfg := config(t, filled(t, 300))
+	ctx, cancel := context.WithCancel(t.Context())
+	cfg := config(t, stopping{filled(t, 30), cancel})
 	before := old(t, cfg)
 	cfg.Request = "id 1"
-	ctx, cancel := context.WithCancel(t.Context())
-	cfg.OnProgress = func(Progress) { cancel() }
-	if out, err := Run(ctx, cfg); err == nil {
-		t.Skipf("it was quicker: %+v", out)
+	if out, err := Run(ctx, cfg); !errors.Is(err, context.Canceled) {
+		t.Fatalf("%+v, %v", out, err)
 	}
 	if after := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir); fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("%v, not %v", after, before)
+	}
+	if list := asides(t, cfg); len(list) != 0 {
+		t.Errorf("litter: %v", list)
+	}
+}
+
+// What was set aside of another database is not ours to remove, though our path
+// read as a pattern would find it.
+func TestPruneTakesThePathAsItIs(t *testing.T) {
+	dir := t.TempDir()
+	make3 := func(name string) Config {
+		cfg := Config{DBPath: filepath.Join(dir, name, "app.db"), StateDir: filepath.Join(dir, name, ".app.db.slasha"), Logger: slog.New(slog.DiscardHandler)}
+		for n := range 3 {
+			aside := filepath.Join(cfg.StateDir, "aside", fmt.Sprintf("%d", n))
+			if err := os.MkdirAll(aside, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(aside, "app.db"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return cfg
+	}
+	ours, other := make3("[ab]"), make3("a")
+	pruneAside(ours)
+	if n, m := len(asides(t, other)), len(asides(t, ours)); n != 3 || m != asidesKept {
+		t.Errorf("%d of the other's 3 are left, and %d of ours", n, m)
 	}
 }
