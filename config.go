@@ -158,16 +158,8 @@ func (c *Config) read(s *source, command, environ []string) {
 	} {
 		*d.to = s.duration(d.name, d.most)
 	}
-	switch check := s.get("restore-check"); check.value {
-	case "quick":
-		c.RestoreCheck = restore.Quick
-	case "full":
-		c.RestoreCheck = restore.Full
-	case "off":
-		c.RestoreCheck = restore.Off
-	default:
-		s.complain(option{name: "restore-check"}, check, "must be quick, full or off")
-	}
+	c.RestoreCheck = choose(s, "restore-check", "must be quick, full or off",
+		map[string]restore.Check{"quick": restore.Quick, "full": restore.Full, "off": restore.Off})
 	c.readLog(s)
 	if s.command == "run" {
 		c.RestoreRequest = c.readRequest(s)
@@ -281,6 +273,16 @@ func (s *source) time(name string) time.Time {
 		s.complain(o, set, "lies in the future; leave it out for the newest state")
 	}
 	return t
+}
+
+// choose reads a setting that has a few words to choose from.
+func choose[T any](s *source, name, want string, words map[string]T) T {
+	set := s.get(name)
+	v, ok := words[set.value]
+	if !ok {
+		s.complain(option{name: name}, set, want)
+	}
+	return v
 }
 
 // needsDB: a restore to --output needs to know only the replica.

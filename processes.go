@@ -35,14 +35,8 @@ func (c *Config) readProcesses(s *source, command []string, environ []string) {
 	} else {
 		p.ParentDeath = s.signal("kill-on-parent-death")
 	}
-	switch set := s.get("signal-scope"); set.value {
-	case "group":
-		p.Scope = supervisor.Group
-	case "child":
-		p.Scope = supervisor.Child
-	default:
-		s.complain(option{name: "signal-scope"}, set, "must be group, for all that the command started too, or child, for the command alone")
-	}
+	p.Scope = choose(s, "signal-scope", "must be group, for all that the command started too, or child, for the command alone",
+		map[string]supervisor.Scope{"group": supervisor.Group, "child": supervisor.Child})
 	if set := s.get("user"); set.value != "" {
 		user, err := supervisor.LookupUser(set.value)
 		if err != nil {

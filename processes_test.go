@@ -14,7 +14,7 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
-// app runs the probe, or a script, under slasha-init without backups.
+// runApp runs a command under slasha-init, without backups.
 func runApp(t *testing.T, flags []string, command ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	args := append([]string{"--health-addr=off"}, flags...)
@@ -50,7 +50,7 @@ func TestStopSignal(t *testing.T) {
 // The steps of a stop are in the log, in their order, with what is left of the
 // budget.
 func TestTheLogOfAStop(t *testing.T) {
-	p := supervised(t, []string{"--stop-timeout=3s"}, `setsid sh -c 'trap "" TERM; while :; do sleep 0.05; done' & sleep 0.1; echo ready; while :; do sleep 0.05; done`)
+	p := supervised(t, []string{"--stop-timeout=3s"}, `trap "" TERM; setsid sh -c 'while :; do sleep 0.05; done' & trap - TERM; echo ready; while :; do sleep 0.05; done`)
 	p.Signal(syscall.SIGTERM)
 	p.Wait(10 * time.Second)
 	log := p.Stderr.String()

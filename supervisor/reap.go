@@ -16,13 +16,13 @@ func becomeSubreaper() {
 // reap collects every child that ended, ours and adopted ones. It is called
 // for each SIGCHLD; several ends may share one. It is the only owner of wait.
 func (s *Supervisor) reap() {
-	stopping := s.StopSignal() != 0 // before our lock: signals are forwarded the other way round
+	told := s.signals.passed() // before our lock: signals are forwarded the other way round
 	tell := s.signals.tell()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for pid := ended(); pid > 0; pid = ended() {
 		p, ours := s.children[pid]
-		if ours && !stopping && s.scope == Group {
+		if ours && !told && s.scope == Group {
 			// The leader ended first, so its group is to end too. Until it is
 			// reaped, its number can't belong to anything else.
 			_ = syscall.Kill(-pid, tell)

@@ -131,6 +131,14 @@ func (s *signals) tell() syscall.Signal {
 	return s.passedOn(syscall.SIGTERM)
 }
 
+// passed reports whether a stop signal has come and been passed on. One that
+// came before the processes were there has not, until deliver has run.
+func (s *signals) passed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stop != 0 && s.to != nil
+}
+
 func (s *signals) first() syscall.Signal {
 	s.mu.Lock()
 	defer s.mu.Unlock()

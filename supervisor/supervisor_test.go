@@ -52,8 +52,11 @@ func TestStopSignals(t *testing.T) {
 		}
 		// One that came in the last moment before the processes ran is theirs too.
 		var got recorder
+		if s.passed() {
+			t.Errorf("%s was passed on to nobody", sig)
+		}
 		s.deliver(got.take)
-		if !slices.Equal(got, []syscall.Signal{sig}) {
+		if !slices.Equal(got, []syscall.Signal{sig}) || !s.passed() {
 			t.Errorf("%s: delivered %v", sig, got)
 		}
 	}

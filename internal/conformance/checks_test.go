@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -202,7 +203,7 @@ var checks = []check{
 	{name: "no signal that nobody sent", run: func(r *rig) {
 		p := r.start(options{}, "sh", "-c", "(sh -c 'sleep 0.1' &); exec "+testbed.Probe(r)+" signals")
 		p.says("ready")
-		time.Sleep(400 * time.Millisecond) // nothing is to happen
+		p.onlyTheApp() // an orphan has come and gone
 		p.send(syscall.SIGTERM)
 		p.ends(7)
 		if got := strings.Count(p.Stdout.String(), "got") - count(p.Stdout.String(), "got 17"); got != 1 {
@@ -271,9 +272,9 @@ var checks = []check{
 		}
 	}},
 	{name: "a helper that is told to stop is told once", run: func(r *rig) {
-		p := r.start(options{}, "sh", "-c", testbed.Probe(r)+` stubborn & until [ "$ok" ]; do sleep 0.05; ok=1; done; trap "exit 0" TERM; while :; do sleep 0.01; done`)
+		p := r.start(options{}, "sh", "-c", testbed.Probe(r)+` stubborn & trap "exit 0" TERM; echo trapped; while :; do sleep 0.01; done`)
 		p.says("ready")
-		time.Sleep(100 * time.Millisecond) // for the trap
+		p.says("trapped")
 		p.send(syscall.SIGTERM)
 		select {
 		case <-p.Done():
@@ -334,8 +335,7 @@ var checks = []check{
 	{name: "children it had before it was an init are reaped, and not taken for the app", run: func(r *rig) {
 		p := r.start(options{wrap: `sh -c "sleep 0.1; exit 9" & exec "$@"`}, testbed.Probe(r), "signals")
 		p.says("ready")
-		time.Sleep(200 * time.Millisecond) // the child's time, twice
-		p.noZombies()
+		p.onlyTheApp()
 		p.send(syscall.SIGTERM)
 		p.ends(7)
 	}},
@@ -537,7 +537,8 @@ var checks = []check{
 			r.Fatalf("%v", err)
 		}
 		p.says("got 28")
-		time.Sleep(100 * time.Millisecond) // no second one is to come
+		p.send(syscall.SIGUSR2) // a second one would come before it
+		p.says("got 12")
 		if n := strings.Count(p.Stdout.String(), "got 28"); n != 1 {
 			r.Errorf("%d times", n)
 		}
@@ -546,9 +547,7 @@ var checks = []check{
 		p := r.onTerminal("sh", "-c", "echo ready; exec sleep 60")
 		p.says("ready")
 		r.until("sleep runs", func() error { return p.executed("sleep") })
-		p.types("\x1a")
-		time.Sleep(200 * time.Millisecond) // it would stop now
-		p.types("\x03")
+		p.types("\x1a\x03") // stopped, it would not end by the second
 		p.ends(130)
 	}},
 	{name: "terminal: a shell has job control", run: func(r *rig) {
@@ -648,13 +647,23 @@ func same(key, want, script string) func(*rig) {
 func (p *run) noZombies() {
 	p.r.until("no zombie", func() error {
 		n := 0
-		for _, pid := range allChildren(p.init) {
+		for _, pid := range children(p.init) {
 			if field(pid, 3) == "Z" {
 				n++
 			}
 		}
 		if n > 0 {
 			return fmt.Errorf("%d zombies", n)
+		}
+		return nil
+	})
+}
+
+// onlyTheApp waits until the init has one child left, and no zombie.
+func (p *run) onlyTheApp() {
+	p.r.until("only the app is left", func() error {
+		if list := children(p.init); len(list) != 1 {
+			return fmt.Errorf("%d children", len(list))
 		}
 		return nil
 	})
@@ -710,7 +719,7 @@ func fullPipe(r *rig) *os.File {
 func (r *rig) shell() *run {
 	cmd := r.prepare(options{}, nil)
 	shell := *cmd
-	path, err := lookPath("bash")
+	path, err := exec.LookPath("bash")
 	if err != nil {
 		r.Fatalf("%v", err)
 	}

@@ -267,20 +267,8 @@ func (p *run) ends(want int) {
 	}
 }
 
-// children lists the children of a process, zombies too.
+// children lists the children that the threads of a process have, zombies too.
 func children(pid int) []int {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	var list []int
-	for _, f := range strings.Fields(string(b)) {
-		if n, err := strconv.Atoi(f); err == nil {
-			list = append(list, n)
-		}
-	}
-	return list
-}
-
-// allChildren also finds those that other threads have made.
-func allChildren(pid int) []int {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	var list []int
 	for _, file := range tasks {
@@ -385,5 +373,3 @@ func (p *run) types(text string) {
 		p.r.Fatalf("the terminal: %v", err)
 	}
 }
-
-func lookPath(name string) (string, error) { return exec.LookPath(name) }
