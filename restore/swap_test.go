@@ -247,7 +247,7 @@ func TestForcedRestoreThatFails(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		"the restored file vanishes": func(t *testing.T, cfg *Config) {
+		"the restored file vanishes": func(_ *testing.T, cfg *Config) {
 			c := *cfg
 			cfg.onStep = func(step string) {
 				if step == "kept the old one" {
