@@ -263,7 +263,7 @@ var checks = []check{
 	{name: "and those in a session of their own too", why: "they are killed in the middle of a write, or live on", run: helpers("setsid ")},
 	{name: "a leader that stops at once does not cost its children their grace", why: "the children are killed in the middle of a write", run: func(r *rig) {
 		file := filepath.Join(r.TempDir(), "written")
-		p := r.start(options{}, "sh", "-c", `(trap "sleep 0.3; echo done > `+file+`; exit 0" TERM; echo ready; while :; do sleep 0.01; done) & trap "exit 4" TERM; while :; do sleep 0.01; done`)
+		p := r.start(options{}, "sh", "-c", `trap "exit 4" TERM; (trap "sleep 0.3; echo done > `+file+`; exit 0" TERM; echo ready; while :; do sleep 0.01; done) & while :; do sleep 0.01; done`)
 		p.says("ready")
 		p.send(syscall.SIGTERM)
 		p.ends(4)
