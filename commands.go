@@ -150,7 +150,7 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 		OnProgress: show.show,
 		Logger:     log,
 	}
-	done, err := restore.Fetch(ctx, rc, file, cfg.TXID, 0)
+	done, err := restore.Fetch(ctx, rc, file, cfg.TXID)
 	show.done()
 	if cause := context.Cause(ctx); cause != nil {
 		return cause

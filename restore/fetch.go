@@ -3,52 +3,223 @@ package restore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
 	"github.com/benbjohnson/litestream"
 	"github.com/superfly/ltx"
+
+	"github.com/slashacom/slasha-init/restore/fetch"
 )
 
 // Fetch restores the replica into file, which must not exist, and verifies it.
 // txid asks for a certain transaction, 0 for the newest or that of
-// cfg.Timestamp; total is for the progress. On error the file is not there.
-func Fetch(ctx context.Context, cfg Config, file string, txid ltx.TXID, total int64) (Progress, error) {
-	client := &counting{Client: cfg.Client}
+// cfg.Timestamp. On error the file is not there.
+func Fetch(ctx context.Context, cfg Config, file string, txid ltx.TXID) (Progress, error) {
+	p, err := locate(ctx, cfg, txid)
+	if err != nil {
+		return Progress{}, failed(ctx, cfg, err)
+	}
+	return fetchPlan(ctx, cfg, file, txid, p)
+}
+
+// fetchPlan is Fetch for a plan that is known.
+func fetchPlan(ctx context.Context, cfg Config, file string, txid ltx.TXID, p plan) (Progress, error) {
+	f := &fetching{cfg: cfg, file: file, txid: txid, client: &counting{Client: cfg.Client}}
+	f.total.Store(p.bytes)
 	start := time.Now()
 	progress := func() Progress {
-		return Progress{BytesDone: client.n.Load(), BytesTotal: total, Took: time.Since(start), TXID: txid, Asked: cfg.asked}
+		return Progress{
+			BytesDone: f.client.n.Load(), BytesTotal: f.total.Load(), Took: time.Since(start),
+			TXID: ltx.TXID(f.leadsTo.Load()), Asked: cfg.asked,
+		}
 	}
 	stop := tellEvery(250*time.Millisecond, func() {
 		if cfg.OnProgress != nil {
 			cfg.OnProgress(progress())
 		}
 	})
-	opt := litestream.NewRestoreOptions()
-	opt.OutputPath, opt.TXID, opt.Timestamp = file, txid, cfg.Timestamp
-	err := litestream.NewReplicaWithClient(nil, client).Restore(ctx, opt)
-	if err == nil {
-		err = Verify(ctx, file, cfg.Check)
-	}
+	err := f.run(ctx, p)
 	stop()
-	done := progress()
 	if err != nil {
-		for _, suffix := range []string{"", ".tmp", "-wal", "-shm", "-journal"} {
-			_ = os.Remove(file + suffix)
-		}
-		if ctx.Err() != nil {
-			return done, ctx.Err()
-		}
-		var damaged *DamagedError
-		if errors.As(err, &damaged) {
-			return done, &Failure{Sentence: damaged.Error(), Err: err}
-		}
-		sentence, _ := cfg.Explain(err)
-		return done, &Failure{Sentence: "the restore failed: " + sentence, Err: err}
+		f.clear()
+		err = failed(ctx, cfg, err)
 	}
-	return done, nil
+	return progress(), err
+}
+
+// failed is what the caller of a fetch is told.
+func failed(ctx context.Context, cfg Config, err error) error {
+	var told *Failure
+	var damaged *DamagedError
+	var object *fetch.DamagedError
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(err, &told):
+		return told
+	case errors.As(err, &damaged):
+		return &Failure{Sentence: damaged.Error(), Err: err}
+	case errors.As(err, &object):
+		return &Failure{Sentence: "the restore failed: " + object.Error(), Err: err}
+	}
+	sentence, _ := cfg.Explain(err)
+	return &Failure{Sentence: "the restore failed: " + sentence, Err: err}
+}
+
+// fetching is a restore into a file.
+type fetching struct {
+	cfg     Config
+	file    string
+	txid    ltx.TXID // asked for, or 0
+	client  *counting
+	total   atomic.Int64  // bytes to read
+	leadsTo atomic.Uint64 // TXID
+}
+
+// mostPlans is how often files of a plan may vanish, each time making another
+// plan necessary: compaction deletes what it has merged.
+const mostPlans = 5
+
+func (f *fetching) run(ctx context.Context, p plan) error {
+	for n := 1; ; n++ {
+		err := f.try(ctx, p)
+		var gone *fetch.VanishedError
+		if !errors.As(err, &gone) || n == mostPlans {
+			return err
+		}
+		f.cfg.Logger.Info("a file of the replica was merged into another meanwhile, beginning again", "file", fetch.Name(gone.File))
+		f.clear()
+		if p, err = locate(ctx, f.cfg, f.txid); err != nil {
+			return err
+		}
+	}
+}
+
+// try restores one plan.
+func (f *fetching) try(ctx context.Context, p plan) error {
+	f.leadsTo.Store(uint64(p.txid))
+	if p.files == nil {
+		opt := litestream.NewRestoreOptions()
+		opt.OutputPath, opt.Timestamp = f.file, f.cfg.Timestamp
+		if err := litestream.NewReplicaWithClient(nil, f.client).RestoreV3(ctx, opt); err != nil {
+			return err
+		}
+		return Verify(ctx, f.file, f.cfg.Check)
+	}
+	if p.gap != nil {
+		return f.salvage(ctx, p, p.gap)
+	}
+	_, err := f.assemble(ctx, p.files)
+	var damaged *fetch.DamagedError
+	switch {
+	case errors.Is(err, fetch.ErrFormat), errors.Is(err, fetch.ErrIncomplete):
+		return f.byLitestream(ctx, p, err)
+	case errors.As(err, &damaged):
+		return f.salvage(ctx, p, err)
+	}
+	return err
+}
+
+// assemble puts the database together and verifies it.
+func (f *fetching) assemble(ctx context.Context, files []*ltx.FileInfo) (*fetch.Plan, error) {
+	p, err := fetch.Open(ctx, f.client, files, fetch.Options{GiveUp: func(err error) bool {
+		_, temporary := f.cfg.Explain(err)
+		return !temporary
+	}})
+	if err != nil {
+		return nil, err
+	}
+	f.total.Store(f.client.n.Load() + p.Bytes())
+	if err := checkSpace(filepath.Dir(f.file), p.Size()); err != nil {
+		return nil, err
+	}
+	out, err := os.OpenFile(f.file, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = out.Close() }()
+	if err := p.Write(ctx, out); err != nil {
+		return nil, err
+	}
+	f.cfg.step("fetched")
+	// SQLite reads what is in the page cache while the disk takes it in.
+	synced := make(chan error, 1)
+	go func() { synced <- out.Sync() }()
+	err = Verify(ctx, f.file, f.cfg.Check)
+	return p, errors.Join(err, <-synced)
+}
+
+// byLitestream restores what our own code can't, by Litestream's.
+func (f *fetching) byLitestream(ctx context.Context, p plan, why error) error {
+	f.cfg.Logger.Info("restoring by Litestream's own, slower way", "because", why)
+	f.clear()
+	opt := litestream.NewRestoreOptions()
+	opt.OutputPath, opt.TXID = f.file, p.txid
+	if err := litestream.NewReplicaWithClient(nil, f.client).Restore(ctx, opt); err != nil {
+		return err
+	}
+	return Verify(ctx, f.file, f.cfg.Check)
+}
+
+// mostDamages is how many damaged files are gone around in search of something
+// that is whole. Each costs another read of the replica.
+const mostDamages = 10
+
+// salvage looks for another way to the plan's end when a file of it is damaged:
+// what was merged into it may still be there. Where there is none, it looks for
+// the newest point before that is whole, and its error offers that; it is never
+// taken unasked.
+func (f *fetching) salvage(ctx context.Context, p plan, why error) error {
+	c, err := p.catalog, why
+	older := f.cfg
+	older.Timestamp = time.Time{} // as far as it goes
+	want := p.txid
+	if p.gap != nil {
+		want = c.newest()
+	}
+	for range mostDamages {
+		var damaged *fetch.DamagedError
+		var gone *fetch.VanishedError
+		switch {
+		case errors.As(err, &damaged):
+			c = c.without(damaged.File)
+		case ctx.Err() != nil, errors.As(err, &gone):
+			return err
+		case err != p.gap: //nolint:errorlint // that very one
+			return why
+		}
+		f.clear()
+		files, planErr := c.upTo(want).plan(ctx, older, 0)
+		if planErr != nil {
+			return why // nothing else to begin with
+		}
+		var whole *fetch.Plan
+		if whole, err = f.assemble(ctx, files); err != nil {
+			continue
+		}
+		if whole.TXID() == want {
+			f.cfg.Logger.Warn("went around a damaged file: the replica holds the same in others", "damaged", why.Error())
+			return nil
+		}
+		// Before is what Litestream compares with.
+		at := whole.Time().Add(time.Millisecond).UTC().Format(time.RFC3339Nano)
+		return &Failure{Err: why, Sentence: fmt.Sprintf(
+			"the restore failed: %v; the newest state before that which is whole and was checked is that of %s (transaction %s): ask for it with that time as the timestamp to restore to",
+			why, at, whole.TXID())}
+	}
+	return why
+}
+
+// clear removes what a failed try wrote.
+func (f *fetching) clear() {
+	for _, suffix := range []string{"", ".tmp", "-wal", "-shm", "-journal"} {
+		_ = os.Remove(f.file + suffix)
+	}
 }
 
 // tellEvery calls tell at once and then at each interval, until the returned

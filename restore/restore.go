@@ -165,14 +165,8 @@ func restore(ctx context.Context, cfg Config, f Facts, p plan) (done Progress, a
 	if err := os.MkdirAll(scratch, 0o700); err != nil {
 		return Progress{}, "", &Failure{Sentence: fmt.Sprintf("cannot make the scratch folder: %v", err), Err: err}
 	}
-	if err := checkSpace(scratch, p.size); err != nil {
-		return Progress{}, "", err
-	}
 	file := filepath.Join(scratch, filepath.Base(cfg.DBPath))
-	done, err = Fetch(ctx, cfg, file, 0, p.bytes)
-	if p.txid != 0 {
-		done.TXID = p.txid
-	}
+	done, err = fetchPlan(ctx, cfg, file, 0, p)
 	if err == nil && p.older {
 		if err := cfg.Seal(ctx); err != nil {
 			sentence, _ := cfg.Explain(err)

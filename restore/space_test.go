@@ -8,26 +8,26 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/benbjohnson/litestream"
+	"github.com/slashacom/slasha-init/restore/fetch"
 )
 
 // The size that a plan leads to is known before it is read, and is the size of
 // what is restored.
 func TestDatabaseSize(t *testing.T) {
 	cfg := config(t, filled(t, 100))
-	files, err := litestream.CalcRestorePlan(t.Context(), cfg.Client, 0, cfg.Timestamp, cfg.Logger)
+	p, err := locate(t.Context(), cfg, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	size, err := databaseSize(t.Context(), cfg.Client, files[len(files)-1])
+	plan, err := fetch.Open(t.Context(), cfg.Client, p.files, fetch.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Run(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	if fi, err := os.Stat(cfg.DBPath); err != nil || fi.Size() != size {
-		t.Errorf("%d bytes, said to be %d; %v", fi.Size(), size, err)
+	if fi, err := os.Stat(cfg.DBPath); err != nil || fi.Size() != plan.Size() {
+		t.Errorf("%d bytes, said to be %d; %v", fi.Size(), plan.Size(), err)
 	}
 }
 

@@ -298,14 +298,15 @@ func TestRequestWithAMissingDatabase(t *testing.T) {
 	}
 }
 
-// stopping ends the context when the first file of the restore is opened whole.
+// stopping ends the context when the first file of the restore is opened, and
+// not just its header.
 type stopping struct {
 	Client
 	cancel context.CancelFunc
 }
 
 func (s stopping) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
-	if size == 0 {
+	if size != ltx.HeaderSize {
 		s.cancel()
 		return nil, ctx.Err()
 	}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -20,15 +21,17 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/benbjohnson/litestream/s3"
+	"github.com/superfly/ltx"
 )
 
 // defaultRegion is what Litestream and most S3-compatible servers assume.
 const defaultRegion = "us-east-1"
 
 // bucket is a replica in an S3-compatible service: Litestream's client, and
-// beside it a small one of our own for what Litestream's can't tell, namely
-// the region and a single cheap request.
+// beside it one of our own for what Litestream's can't tell, namely the region
+// and a single cheap request, and for what it does slowly: reading many files.
 type bucket struct {
 	*s3.ReplicaClient
 	cfg    Config
@@ -125,6 +128,26 @@ func (b *bucket) empty(ctx context.Context) (bool, error) {
 	return key == "" || strings.HasPrefix(key, b.Path+"/"+OwnFolder+"/"), err
 }
 
+// OpenLTXFile reads over connections that are kept; see mostConnections.
+func (b *bucket) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
+	part := fmt.Sprintf("bytes=%d-", offset)
+	if size > 0 {
+		part += strconv.FormatInt(offset+size-1, 10)
+	}
+	out, err := b.own.GetObject(ctx, &awss3.GetObjectInput{
+		Bucket: aws.String(b.Bucket),
+		Key:    aws.String(fmt.Sprintf("%s/%04x/%s", b.Path, level, ltx.FormatFilename(minTXID, maxTXID))),
+		Range:  aws.String(part),
+	})
+	if missing := (*types.NoSuchKey)(nil); errors.As(err, &missing) {
+		return nil, fmt.Errorf("%w: %w", os.ErrNotExist, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return out.Body, nil
+}
+
 // first returns the first key of the replica, or "" when there is none.
 func (b *bucket) first(ctx context.Context) (string, error) {
 	out, err := b.own.ListObjectsV2(ctx, &awss3.ListObjectsV2Input{
@@ -165,8 +188,10 @@ func (b *bucket) connect(ctx context.Context) error {
 		if b.Endpoint != "" {
 			o.BaseEndpoint = aws.String(b.Endpoint)
 			o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
-			o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		}
+		// LTX files have checksums of their own, and the SDK would warn of every
+		// part of a file that it can't check it.
+		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 	})
 	return nil
 }
@@ -185,12 +210,19 @@ func (s credentialSource) Retrieve(ctx context.Context) (aws.Credentials, error)
 	return creds, nil
 }
 
+// mostConnections is how many connections are kept for the next request: as many
+// as a restore reads from at once. Litestream's own client keeps two, and so
+// makes a new connection for nearly every file of a plan.
+const mostConnections = 64
+
+// newTransport speaks HTTP/1.1 alone: over HTTP/2 all reads would share one
+// connection, and its rate.
 func newTransport() *http.Transport {
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		ForceAttemptHTTP2:     true,
-		MaxIdleConns:          4,
+		MaxIdleConns:          mostConnections,
+		MaxIdleConnsPerHost:   mostConnections,
 		IdleConnTimeout:       90 * time.Second,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: stallAfter,

@@ -1,0 +1,206 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/benbjohnson/litestream"
+	"github.com/superfly/ltx"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/slashacom/slasha-init/restore/fetch"
+)
+
+// catalog is what a replica holds, listed once, so that a plan and the questions
+// around it agree and cost one list of each level.
+type catalog struct {
+	Client
+	levels [litestream.SnapshotLevel + 1][]*ltx.FileInfo
+}
+
+// list lists the replica's files. exact asks for the time of each as its writer
+// noted it, which costs one request for each file where the list does not have it.
+func list(ctx context.Context, client Client, exact bool) (*catalog, error) {
+	c := &catalog{Client: client}
+	g, ctx := errgroup.WithContext(ctx)
+	for level := range c.levels {
+		g.Go(func() error {
+			itr, err := client.LTXFiles(ctx, level, 0, exact)
+			if err != nil {
+				return err
+			}
+			for itr.Next() {
+				c.levels[level] = append(c.levels[level], itr.Item())
+			}
+			return itr.Close()
+		})
+	}
+	return c, g.Wait()
+}
+
+// LTXFiles lists what was listed, for litestream.CalcRestorePlan.
+func (c *catalog) LTXFiles(_ context.Context, level int, seek ltx.TXID, _ bool) (ltx.FileIterator, error) {
+	files := c.levels[level]
+	from, _ := slices.BinarySearchFunc(files, seek, func(f *ltx.FileInfo, t ltx.TXID) int {
+		if f.MinTXID < t {
+			return -1
+		}
+		return 1
+	})
+	return ltx.NewFileInfoSliceIterator(files[from:]), nil
+}
+
+// without is the catalog without one file.
+func (c *catalog) without(gone *ltx.FileInfo) *catalog {
+	less := *c
+	less.levels[gone.Level] = slices.DeleteFunc(slices.Clone(c.levels[gone.Level]), func(f *ltx.FileInfo) bool {
+		return f.MinTXID == gone.MinTXID && f.MaxTXID == gone.MaxTXID
+	})
+	return &less
+}
+
+// upTo is the catalog without what goes on after a transaction.
+func (c *catalog) upTo(txid ltx.TXID) *catalog {
+	less := *c
+	for level, files := range c.levels {
+		less.levels[level] = slices.DeleteFunc(slices.Clone(files), func(f *ltx.FileInfo) bool { return f.MaxTXID > txid })
+	}
+	return &less
+}
+
+// newest is the last transaction that any file has, 0 for none.
+func (c *catalog) newest() (txid ltx.TXID) {
+	for _, files := range c.levels {
+		for _, f := range files {
+			txid = max(txid, f.MaxTXID)
+		}
+	}
+	return txid
+}
+
+// example is the name of some file, or "".
+func (c *catalog) example() string {
+	for _, files := range c.levels {
+		if len(files) > 0 {
+			return fetch.Name(files[0])
+		}
+	}
+	return ""
+}
+
+// updated is the time of the newest file.
+func (c *catalog) updated() (at time.Time) {
+	for _, files := range c.levels {
+		for _, f := range files {
+			if f.CreatedAt.After(at) {
+				at = f.CreatedAt
+			}
+		}
+	}
+	return at
+}
+
+// plan returns the files that lead to a point: that of txid, else that of the
+// timestamp, else as far as the files go without a gap. It returns
+// litestream.ErrTxNotAvailable where they don't lead there.
+func (c *catalog) plan(ctx context.Context, cfg Config, txid ltx.TXID) ([]*ltx.FileInfo, error) {
+	at := cfg.Timestamp
+	if txid == 0 && at.IsZero() {
+		// Litestream takes a gap for an error without a type, and only when it is
+		// asked for the newest.
+		at = time.Unix(1<<40, 0)
+	}
+	return litestream.CalcRestorePlan(ctx, c, txid, at, cfg.Logger)
+}
+
+// plan is what a restore will read.
+type plan struct {
+	catalog *catalog
+	files   []*ltx.FileInfo // nil: Litestream restores what its version 0.3 wrote
+	bytes   int64           // to read; 0 when not known
+	txid    ltx.TXID        // that they lead to; 0 when not known
+	older   bool            // than the newest of the replica
+	gap     error           // why they don't lead to the newest, which was asked for
+}
+
+// errNothing says that there is nothing that a restore could begin with.
+var errNothing = errors.New("the replica holds no backup")
+
+// locate finds what to restore: the state of a certain transaction, or with 0 that
+// of cfg.Timestamp, or the newest. It returns errNothing when the replica has no
+// backup of any kind, and litestream.ErrTxNotAvailable when it has, but nothing
+// that leads there.
+func locate(ctx context.Context, cfg Config, txid ltx.TXID) (plan, error) {
+	c, err := list(ctx, cfg.Client, !cfg.Timestamp.IsZero())
+	if err != nil {
+		return plan{}, err
+	}
+	files, err := c.plan(ctx, cfg, txid)
+	if err != nil && !errors.Is(err, litestream.ErrTxNotAvailable) {
+		return plan{}, err
+	}
+	if txid == 0 {
+		v3, v3err := prefersV3(ctx, cfg, c, files)
+		if v3err != nil {
+			return plan{}, v3err
+		}
+		if v3 {
+			return plan{catalog: c, older: !cfg.Timestamp.IsZero() && c.newest() > 0}, nil
+		}
+	}
+	if err != nil {
+		return plan{}, nothing(cfg, c)
+	}
+	p := plan{catalog: c, files: files, txid: files[len(files)-1].MaxTXID}
+	for _, f := range files {
+		p.bytes += f.Size
+	}
+	if newest := c.newest(); newest > p.txid {
+		if p.older = txid != 0 || !cfg.Timestamp.IsZero(); !p.older {
+			p.gap = fmt.Errorf("the replica goes on to transaction %s, but has no file with transaction %s", newest, p.txid+1)
+		}
+	}
+	return p, nil
+}
+
+// nothing tells why there is no plan.
+func nothing(cfg Config, c *catalog) error {
+	switch file := c.example(); {
+	case file == "":
+		return errNothing
+	case !cfg.Timestamp.IsZero():
+		return fmt.Errorf("%w: there is no backup from before %s", litestream.ErrTxNotAvailable, cfg.Timestamp.UTC().Format(time.RFC3339))
+	default:
+		return fmt.Errorf("%w: there are files, like %s, but no snapshot that they continue", litestream.ErrTxNotAvailable, file)
+	}
+}
+
+// prefersV3 reports whether what Litestream 0.3 left in the replica is what to
+// restore, by the rule of Litestream 0.5: the newer of the two, where a point in
+// time is asked for that with the newer snapshot before it.
+func prefersV3(ctx context.Context, cfg Config, c *catalog, files []*ltx.FileInfo) (bool, error) {
+	generations, err := cfg.Client.GenerationsV3(ctx)
+	if err != nil || len(generations) == 0 {
+		return false, err
+	}
+	if cfg.Timestamp.IsZero() {
+		_, updated, err := litestream.NewReplicaWithClient(nil, cfg.Client).TimeBoundsV3(ctx, cfg.Client)
+		return err == nil && updated.After(c.updated()), err
+	}
+	var best time.Time
+	for _, g := range generations {
+		snapshots, err := cfg.Client.SnapshotsV3(ctx, g)
+		if err != nil {
+			return false, err
+		}
+		for _, s := range snapshots {
+			if !s.CreatedAt.After(cfg.Timestamp) && s.CreatedAt.After(best) {
+				best = s.CreatedAt
+			}
+		}
+	}
+	return !best.IsZero() && (len(files) == 0 || best.After(files[0].CreatedAt)), nil
+}

@@ -1,0 +1,129 @@
+package fetch
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/superfly/ltx"
+)
+
+// layout is where the pages of a large file are, in pieces that can be read side
+// by side, and the checksum of what follows the pages.
+type layout struct {
+	file   *ltx.FileInfo
+	pieces []*piece // head and pages, in order; each filled by its worker
+
+	crc     uint64 // of all from the end mark to before the checksum
+	length  int64
+	trailer [ltx.ChecksumSize]byte
+}
+
+// find reads the file's index, and tells of each piece as soon as it is known.
+// The index has, for each page in order, its number, offset and size as varints.
+func (l *layout) find(ctx context.Context, src Source, opt Options, tell func(from, to int64) error) error {
+	index, err := l.indexSize(ctx, src, opt)
+	if err != nil {
+		return err
+	}
+	end := l.file.Size - footer - index // of the pages and the end mark
+	r := newReader(ctx, src, l.file, end-endMark, l.file.Size, opt)
+	defer r.release()
+	take := func(n int) ([]byte, error) {
+		b, err := r.next(n)
+		if err == nil {
+			l.crc, l.length = updateCRC(l.crc, b), l.length+int64(n)
+		}
+		return b, err
+	}
+	if b, err := take(endMark); err != nil {
+		return err
+	} else if [endMark]byte(b) != [endMark]byte{} {
+		return l.damaged("its pages don't end where its index begins")
+	}
+	from, at := int64(0), int64(ltx.HeaderSize)
+	for {
+		var entry [3]uint64 // page number, offset, size
+		for i := range entry {
+			if entry[i], err = l.varint(r, take); err != nil {
+				return err
+			}
+			if entry[0] == 0 {
+				break
+			}
+		}
+		if entry[0] == 0 {
+			break
+		}
+		if entry[1] != uint64(at) || entry[2] < smallestFrame || entry[2] > bufferSize {
+			return l.damaged("its index has page %d at %d with %d bytes, after one that ends at %d", entry[0], entry[1], entry[2], at)
+		}
+		at += int64(entry[2])
+		if at-from >= opt.piece {
+			if err := tell(from, at); err != nil {
+				return err
+			}
+			from = at
+		}
+	}
+	if at != end-endMark {
+		return l.damaged("its index ends at byte %d, its pages at %d", at, end-endMark)
+	}
+	if at > from {
+		if err := tell(from, at); err != nil {
+			return err
+		}
+	}
+	if _, err := take(footer - ltx.ChecksumSize); err != nil {
+		return err
+	}
+	b, err := r.next(ltx.ChecksumSize)
+	if err != nil {
+		return err
+	}
+	copy(l.trailer[:], b)
+	return nil
+}
+
+// indexSize reads the index's size, in bytes.
+func (l *layout) indexSize(ctx context.Context, src Source, opt Options) (int64, error) {
+	r := newReader(ctx, src, l.file, l.file.Size-footer, l.file.Size, opt)
+	defer r.release()
+	b, err := r.next(footer)
+	if err != nil {
+		return 0, err
+	}
+	size := binary.BigEndian.Uint64(b)
+	if most := l.file.Size - footer - endMark - ltx.HeaderSize; most < 0 || size > uint64(most) || size == 0 {
+		return 0, l.damaged("its index would have %d bytes", size)
+	}
+	return int64(size), nil
+}
+
+// varint reads one number of the index. What follows the index is longer than
+// the longest, so that many bytes are always there.
+func (l *layout) varint(r *reader, take func(int) ([]byte, error)) (uint64, error) {
+	b, err := r.peek(binary.MaxVarintLen64)
+	if err != nil {
+		return 0, err
+	}
+	v, n := binary.Uvarint(b)
+	if n <= 0 {
+		return 0, l.damaged("its index is no index")
+	}
+	_, err = take(n)
+	return v, err
+}
+
+func (l *layout) damaged(format string, args ...any) error {
+	return &DamagedError{l.file, fmt.Sprintf(format, args...)}
+}
+
+// verify compares the file's checksum, when all pieces are read.
+func (l *layout) verify() error {
+	var crc uint64
+	for _, p := range l.pieces {
+		crc = joinCRC(crc, p.crc, p.length)
+	}
+	return compare(l.file, joinCRC(crc, l.crc, l.length), l.trailer[:])
+}
