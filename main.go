@@ -54,6 +54,8 @@ type life struct {
 	log    *slog.Logger
 	health *healthz.Health
 	client *storage.Client // nil when backups are off
+
+	anchored func() // to call when the replica has a snapshot; nil: it needs none
 }
 
 // run is the life of a container, from top to bottom.
@@ -192,7 +194,7 @@ func (l *life) restore() (code int, ok bool) {
 	ctx, cancel := l.untilStopped()
 	defer cancel()
 	progress := newProgress(l.log, os.Stderr)
-	out, err := restore.Run(ctx, restore.Config{
+	cfg := restore.Config{
 		DBPath:    l.cfg.DBPath,
 		StateDir:  l.cfg.StateDir(),
 		Client:    l.client,
@@ -201,7 +203,7 @@ func (l *life) restore() (code int, ok bool) {
 		Request:   l.cfg.RestoreRequest,
 		Timestamp: l.cfg.RestoreTimestamp,
 		Check:     l.cfg.RestoreCheck,
-		Seal:      func(ctx context.Context) error { return replicate.Seal(ctx, l.client, slog.Default()) },
+		Seal:      l.seal,
 		Logger:    l.log,
 		OnWaiting: func(sentence string) { l.health.Problem(sentence) },
 		OnProgress: func(p restore.Progress) {
@@ -210,7 +212,8 @@ func (l *life) restore() (code int, ok bool) {
 			l.health.Restoring(restoreStatus(healthz.RestoreRunning, p))
 			progress.show(p)
 		},
-	})
+	}
+	out, err := restore.Run(ctx, cfg)
 	progress.done()
 	switch {
 	case l.stopped(&code):
@@ -229,9 +232,27 @@ func (l *life) restore() (code int, ok bool) {
 		}
 		l.health.Restoring(done)
 	}
+	if out.NewLine {
+		l.anchored = func() {
+			if err := restore.Anchored(cfg); err != nil {
+				l.log.Warn("the next start will upload a snapshot that is there already", "error", err)
+			}
+		}
+	}
 	l.health.Problem("")
 	l.enter(healthz.Starting)
 	return 0, true
+}
+
+// seal keeps what is newer than the point in time that was restored. Where that
+// is damaged there is less to keep, which must not stand in the way.
+func (l *life) seal(ctx context.Context) error {
+	err := replicate.Seal(ctx, l.client, slog.Default())
+	if errors.Is(err, replicate.ErrUnsound) {
+		l.log.Warn("not all of what is newer than the point in time can be kept for long", "error", err)
+		return nil
+	}
+	return err
 }
 
 // restorePatience is for how long a replica that does not answer is asked again
@@ -334,6 +355,8 @@ func (l *life) replicate() *replication {
 		CheckInterval:    checkInterval,
 		SnapshotInterval: l.cfg.SnapshotInterval,
 		Retention:        l.cfg.Retention,
+		Anchor:           l.anchored != nil,
+		OnAnchored:       l.anchored,
 		OnSync:           func(before time.Time, txid replicate.TXID) { l.health.Synced(before, txid.String()) },
 		OnCapture:        func(txid replicate.TXID) { l.health.Captured(txid.String()) },
 		OnPending:        l.health.Pending,

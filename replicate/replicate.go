@@ -46,6 +46,11 @@ type Config struct {
 	SnapshotInterval time.Duration
 	Retention        time.Duration // how far back in time the replica can restore
 
+	// Anchor asks for a snapshot with the first upload: what the replica has so
+	// far is not what the database goes on from, and may have damaged files that
+	// whatever continues it would depend on.
+	Anchor bool
+
 	// The hooks tell what happened, from the loop's goroutine and in its order.
 	// They must not block. All are optional.
 
@@ -57,6 +62,8 @@ type Config struct {
 	// OnPending: since when there are commits that the replica lacks, or the
 	// zero time.
 	OnPending func(since time.Time)
+	// OnAnchored: the snapshot that Anchor asked for is in the replica.
+	OnAnchored func()
 	// OnError: why the newest attempt failed, or nil when one succeeded.
 	OnError func(error)
 
@@ -86,6 +93,7 @@ type Replicator struct {
 	db    *litestream.DB
 	other bool // the file was replaced: what comes next is not its continuation
 
+	anchored bool      // the snapshot that was asked for is in the replica
 	synced   bool      // an upload or a comparison has succeeded since the start
 	uploaded time.Time // when the newest upload began
 	pending  time.Time // since when the replica lacks commits; zero when it lacks none
@@ -295,6 +303,15 @@ func (r *Replicator) sync(ctx context.Context) error {
 	acks := r.client.n.Load()
 	if err := r.db.Replica.Sync(ctx); err != nil {
 		return fmt.Errorf("upload: %w", err)
+	}
+	if r.cfg.Anchor && !r.anchored {
+		if _, err := r.db.Snapshot(ctx); err != nil {
+			return fmt.Errorf("upload snapshot: %w", err)
+		}
+		r.anchored = true
+		if r.cfg.OnAnchored != nil {
+			r.cfg.OnAnchored()
+		}
 	}
 	if r.client.n.Load() > acks {
 		r.asked, r.uploaded = time.Now(), before

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/benbjohnson/litestream"
@@ -64,6 +65,8 @@ func failed(ctx context.Context, cfg Config, err error) error {
 		return told
 	case errors.As(err, &damaged):
 		return &Failure{Sentence: damaged.Error(), Err: err}
+	case errors.Is(err, syscall.ENOSPC):
+		return &Failure{Sentence: "the restore failed: no space left on the disk of " + cfg.DBPath, Err: err}
 	case errors.As(err, &object):
 		return &Failure{Sentence: "the restore failed: " + object.Error(), Err: err}
 	}

@@ -41,10 +41,14 @@ func Leftover(path string) string {
 // the next start restores again; one after it leaves the whole new one.
 func Install(cfg Config, file string) error {
 	dir := filepath.Dir(cfg.DBPath)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("cannot make the database's folder: %w", err)
+	if err := makeFolder(dir); err != nil {
+		return err
 	}
-	if err := own(file, dir); err != nil {
+	like := cfg.DBPath // an empty file counts as no database, and somebody made it
+	if _, err := os.Stat(like); err != nil {
+		like = dir
+	}
+	if err := own(file, like); err != nil {
 		return fmt.Errorf("cannot finish the restored file: %w", err)
 	}
 	if err := setAsideLeftovers(cfg); err != nil {
@@ -55,6 +59,29 @@ func Install(cfg Config, file string) error {
 	}
 	if err := syncDir(dir); err != nil {
 		return fmt.Errorf("cannot sync the database's folder: %w", err)
+	}
+	return nil
+}
+
+// makeFolder makes the database's folder where it is not there yet, and what is
+// above it, with the owner of what is there.
+func makeFolder(dir string) error {
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	parent := filepath.Dir(dir)
+	if err := makeFolder(parent); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("cannot make the database's folder: %w", err)
+	}
+	fi, err := os.Stat(parent)
+	if err != nil {
+		return err
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok && os.Getuid() == 0 {
+		_ = os.Chown(dir, int(st.Uid), int(st.Gid)) // as good as it gets in a user namespace
 	}
 	return nil
 }

@@ -103,6 +103,11 @@ type Outcome struct {
 	Decision
 	Progress Progress // of a restore
 	Aside    string   // where the old database was moved to, or ""
+
+	// NewLine says that the database does not continue the newest that the replica
+	// has: what is uploaded next must begin with a snapshot. It stays so, over
+	// restarts, until Anchored is called.
+	NewLine bool
 }
 
 // Failure is an error after which the app must not be started. The database is
@@ -142,8 +147,8 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 	case Fresh:
 		// A WAL or journal of a database that is gone must not be applied to
 		// the one that the app is about to make.
-		if err := os.MkdirAll(filepath.Dir(cfg.DBPath), 0o755); err != nil {
-			return out, &Failure{Sentence: fmt.Sprintf("cannot make the database's folder: %v", err), Err: err}
+		if err := makeFolder(filepath.Dir(cfg.DBPath)); err != nil {
+			return out, &Failure{Sentence: err.Error(), Err: err}
 		}
 		if err := setAsideLeftovers(cfg); err != nil {
 			return out, &Failure{Sentence: err.Error(), Err: err}
@@ -151,15 +156,45 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 	case Restore:
 		out.Progress, out.Aside, err = restore(ctx, cfg, facts, p)
 	}
+	_, statErr := os.Stat(newLineFile(cfg))
+	out.NewLine = statErr == nil
 	if err == nil || ctx.Err() != nil {
 		return out, errors.Join(err, ctx.Err())
 	}
 	return out, err
 }
 
+// newLineFile is there as long as the replica lacks a snapshot of the new line.
+func newLineFile(cfg Config) string { return filepath.Join(cfg.StateDir, "new-line") }
+
+// Anchored notes that the replica has a snapshot of the line that a restore to a
+// point in time began.
+func Anchored(cfg Config) error {
+	if err := os.Remove(newLineFile(cfg)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// beginNewLine notes, before the database is in its place, that it continues an
+// older state than the replica's newest.
+func beginNewLine(ctx context.Context, cfg Config) error {
+	if err := cfg.Seal(ctx); err != nil {
+		sentence, _ := cfg.Explain(err)
+		return &Failure{Sentence: "cannot keep what is newer than the point in time: " + sentence, Err: err}
+	}
+	if err := os.WriteFile(newLineFile(cfg), nil, 0o600); err != nil {
+		return &Failure{Sentence: fmt.Sprintf("cannot note the way back in time: %v", err), Err: err}
+	}
+	return syncDir(cfg.StateDir)
+}
+
 // restore reads the database into the scratch folder, verifies it and moves it
 // into place. It returns where the old one was set aside.
 func restore(ctx context.Context, cfg Config, f Facts, p plan) (done Progress, aside string, err error) {
+	if err := makeFolder(filepath.Dir(cfg.DBPath)); err != nil {
+		return Progress{}, "", &Failure{Sentence: err.Error(), Err: err}
+	}
 	scratch := scratchDir(cfg)
 	defer func() { _ = os.RemoveAll(scratch) }()
 	if err := os.MkdirAll(scratch, 0o700); err != nil {
@@ -168,10 +203,7 @@ func restore(ctx context.Context, cfg Config, f Facts, p plan) (done Progress, a
 	file := filepath.Join(scratch, filepath.Base(cfg.DBPath))
 	done, err = fetchPlan(ctx, cfg, file, 0, p)
 	if err == nil && p.older {
-		if err := cfg.Seal(ctx); err != nil {
-			sentence, _ := cfg.Explain(err)
-			return done, "", &Failure{Sentence: "cannot keep what is newer than the point in time: " + sentence, Err: err}
-		}
+		err = beginNewLine(ctx, cfg)
 	}
 	switch {
 	case err != nil:

@@ -234,6 +234,56 @@ func TestLeftoversAreSetAside(t *testing.T) {
 	}
 }
 
+// Owner and mode are those of what was there, or of the folder; a folder that is
+// not there is made.
+func TestOwnerAndMode(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to give files away")
+	}
+	for name, c := range map[string]struct {
+		prepare func(cfg *Config) error
+		uid     uint32
+		mode    os.FileMode
+	}{
+		"an empty file of another owner": {func(cfg *Config) error {
+			return errors.Join(os.WriteFile(cfg.DBPath, nil, 0o600), os.Chown(cfg.DBPath, 1234, 1234), os.Chmod(cfg.DBPath, 0o604))
+		}, 1234, 0o604},
+		"a database of another owner": {func(cfg *Config) error {
+			cfg.Request = "1"
+			return errors.Join(os.WriteFile(cfg.DBPath, []byte("old"), 0o600), os.Chown(cfg.DBPath, 1235, 1235), os.Chmod(cfg.DBPath, 0o640))
+		}, 1235, 0o640},
+		"a folder of another owner": {func(cfg *Config) error {
+			dir := filepath.Dir(cfg.DBPath)
+			return errors.Join(os.Chown(dir, 1236, 1236), os.Chmod(dir, 0o770))
+		}, 1236, 0o660},
+		"no folder": {func(cfg *Config) error {
+			cfg.DBPath = filepath.Join(filepath.Dir(cfg.DBPath), "a", "b", "app.db")
+			cfg.StateDir = filepath.Join(filepath.Dir(cfg.DBPath), ".app.db.slasha")
+			return nil
+		}, 0, 0o644},
+	} {
+		cfg := config(t, filled(t, 10))
+		if err := c.prepare(&cfg); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := Run(t.Context(), cfg); err != nil || out.Action != Restore {
+			t.Errorf("%s: %+v, %v", name, out, err)
+			continue
+		}
+		fi, err := os.Stat(cfg.DBPath)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if uid := fi.Sys().(*syscall.Stat_t).Uid; uid != c.uid || fi.Mode().Perm() != c.mode {
+			t.Errorf("%s: uid %d and mode %o, want %d and %o", name, uid, fi.Mode().Perm(), c.uid, c.mode)
+		}
+		if n := count(t, cfg.DBPath); n != 10 {
+			t.Errorf("%s: %d rows", name, n)
+		}
+	}
+}
+
 func TestZeroBytesCountAsMissing(t *testing.T) {
 	cfg := config(t, filled(t, 10))
 	if err := os.WriteFile(cfg.DBPath, nil, 0o600); err != nil {

@@ -5,8 +5,14 @@ import (
 	"database/sql"
 	"fmt"
 	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
 
 	_ "github.com/mattn/go-sqlite3" // the SQLite that judges what was restored; used in this file alone
+	"golang.org/x/sys/unix"
 )
 
 // DamagedError says that SQLite does not accept a restored file.
@@ -52,15 +58,80 @@ func Verify(ctx context.Context, path string, check Check) error {
 		return fmt.Errorf("open the restored database: %w", err)
 	}
 	defer func() { _ = db.Close() }()
-	var finding string
-	if err := db.QueryRowContext(ctx, check.pragma()).Scan(&finding); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return checked(ctx, err)
+	}
+	defer func() { _ = conn.Close() }()
+	// A mapped file is checked in half the time of one that is read page by page.
+	var size int64
+	if err := conn.QueryRowContext(ctx, fmt.Sprintf("PRAGMA mmap_size=%d", int64(1)<<40)).Scan(&size); err != nil {
+		return checked(ctx, err)
+	}
+	var mapped memory
+	stop := tellEvery(2*time.Millisecond, func() {
+		if mapped.to == 0 {
+			mapped = mapping(path)
 		}
-		return &DamagedError{Finding: err.Error()}
+		mapped.unload()
+	})
+	var finding string
+	err = conn.QueryRowContext(ctx, check.pragma()).Scan(&finding)
+	stop()
+	if err != nil {
+		return checked(ctx, err)
 	}
 	if finding != "ok" {
 		return &DamagedError{Finding: finding}
 	}
 	return nil
+}
+
+// checked is what an error of SQLite means: that the file is none, unless it was
+// told to stop.
+func checked(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return &DamagedError{Finding: err.Error()}
+}
+
+// memory is a range of addresses.
+type memory struct{ from, to uintptr }
+
+// mapping finds where the file at path is mapped; the zero range if it is not.
+func mapping(path string) (m memory) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return m
+	}
+	inode := fmt.Sprint(fi.Sys().(*syscall.Stat_t).Ino)
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return m
+	}
+	for line := range strings.Lines(string(maps)) {
+		// from-to permissions offset device inode path
+		fields := strings.Fields(line)
+		if len(fields) < 6 || fields[4] != inode || filepath.Base(fields[len(fields)-1]) != filepath.Base(path) {
+			continue
+		}
+		if _, err := fmt.Sscanf(fields[0], "%x-%x", &m.from, &m.to); err != nil {
+			return memory{}
+		}
+	}
+	return m
+}
+
+// unload takes the pages of a mapped file out of this process's memory. They stay
+// in the page cache and come back when they are touched, so this only bounds how
+// much of a large database counts as ours while it is checked.
+//
+// The range must still be that file's: of any other memory the contents would be
+// lost. SQLite's unix VFS keeps a mapping until the file is closed, as long as
+// its size and the limit stay the same (unixUnmapfile and who calls it).
+func (m memory) unload() {
+	if m.to > m.from {
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.from, m.to-m.from, unix.MADV_DONTNEED)
+	}
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
 	"github.com/benbjohnson/litestream/s3"
 	"github.com/superfly/ltx"
 )
@@ -139,7 +139,7 @@ func (b *bucket) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID lt
 		Key:    aws.String(fmt.Sprintf("%s/%04x/%s", b.Path, level, ltx.FormatFilename(minTXID, maxTXID))),
 		Range:  aws.String(part),
 	})
-	if missing := (*types.NoSuchKey)(nil); errors.As(err, &missing) {
+	if api := smithy.APIError(nil); errors.As(err, &api) && api.ErrorCode() == "NoSuchKey" {
 		return nil, fmt.Errorf("%w: %w", os.ErrNotExist, err)
 	}
 	if err != nil {

@@ -98,7 +98,7 @@ func (d *decoder) page() error {
 		return fmt.Errorf("%s: %w", Name(d.file), ErrFormat)
 	case flags != ltx.PageHeaderFlagSize:
 		return d.damaged("page %d has the unknown flags %#x", pgno, flags)
-	case packed > bufferSize/2: // far more than LZ4 makes of any page
+	case int(packed) > lz4.CompressBlockBound(int(d.pageSize)):
 		return d.damaged("page %d takes up %d bytes", pgno, packed)
 	}
 	d.pgno = pgno

@@ -337,6 +337,6 @@ func (j *job) read(ctx context.Context, p *piece) error {
 
 // buffers are of a size that a page in its packed form always fits in, and that
 // makes few system calls.
-const bufferSize = 256 << 10
+const bufferSize = 128 << 10
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}

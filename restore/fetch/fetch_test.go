@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +10,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/benbjohnson/litestream"
@@ -174,7 +179,7 @@ var quiet = slog.New(slog.DiscardHandler)
 // What comes out is byte for byte what Litestream's own restore gives, whatever
 // the history, the page size and the size of the pieces.
 func TestSameAsLitestream(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range uint64(40) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			t.Parallel()
 			random := rand.New(rand.NewPCG(seed, 7)) //nolint:gosec // not for secrets
@@ -192,4 +197,182 @@ func TestSameAsLitestream(t *testing.T) {
 			}
 		})
 	}
+}
+
+// faulty is a source whose every request goes wrong in some way, n times for each
+// place in a file.
+type faulty struct {
+	Source
+	random *rand.Rand
+	mu     sync.Mutex
+	opened int
+	failed map[string]int
+	times  int
+}
+
+var errAway = errors.New("away")
+
+func (f *faulty) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.opened++
+	key := fmt.Sprint(level, minTXID, maxTXID, offset, size)
+	rc, err := f.Source.OpenLTXFile(ctx, level, minTXID, maxTXID, offset, size)
+	if err != nil || f.failed[key] >= f.times {
+		return rc, err
+	}
+	f.failed[key]++
+	whole, err := io.ReadAll(rc)
+	_ = rc.Close()
+	if err != nil {
+		return nil, err
+	}
+	some := bytes.NewReader(whole[:f.random.IntN(len(whole))])
+	switch f.random.IntN(3) {
+	case 0:
+		return nil, errAway
+	case 1:
+		return io.NopCloser(some), nil // ends early
+	default:
+		return io.NopCloser(io.MultiReader(some, iotest.ErrReader(errAway))), nil
+	}
+}
+
+// Requests that fail are made again for what is left, a few times.
+func TestFailingRequests(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 3)) //nolint:gosec // not for secrets
+	h := write(t, random, 4096, 40)
+	want := h.theirs(t)
+	for _, piece := range []int64{2000, 1 << 20} {
+		src := &faulty{Source: h, random: random, failed: make(map[string]int), times: 2}
+		got, err := ours(t, src, h.files, Options{piece: piece, pause: time.Microsecond})
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("pieces of %d: %v", piece, err)
+		}
+		if len(src.failed) == 0 {
+			t.Error("nothing failed: the test shows nothing")
+		}
+	}
+	away := &faulty{Source: h, random: random, failed: make(map[string]int), times: 1000}
+	if _, err := ours(t, away, h.files, Options{pause: time.Microsecond}); err == nil {
+		t.Error("a source that never gives all is no error")
+	}
+	away = &faulty{Source: h, random: random, failed: make(map[string]int), times: 1000}
+	give := Options{pause: time.Hour, GiveUp: func(error) bool { return true }}
+	if _, err := ours(t, away, h.files, give); err == nil || away.opened > attempts {
+		t.Errorf("%v after %d requests, though there is no use", err, away.opened)
+	}
+}
+
+// A file that is gone, one that is damaged, and one of another kind are told apart, by
+// name.
+func TestWhatIsWrong(t *testing.T) {
+	random := rand.New(rand.NewPCG(4, 4)) //nolint:gosec // not for secrets
+	h := write(t, random, 1024, 30)
+	for _, piece := range []int64{1, 1 << 20} {
+		for _, f := range needed(h.files) {
+			path := h.LTXFilePath(f.Level, f.MinTXID, f.MaxTXID)
+			whole, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := random.IntN(len(whole))
+			broken := bytes.Clone(whole)
+			broken[at] ^= 0x10
+			if err := os.WriteFile(path, broken, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err = ours(t, h, h.files, Options{piece: piece, pause: time.Microsecond})
+			var damaged *DamagedError
+			if !errors.As(err, &damaged) && !errors.Is(err, ErrFormat) {
+				t.Errorf("%s flipped at %d: %v", Name(f), at, err)
+			} else if !strings.Contains(err.Error(), Name(f)) {
+				t.Errorf("%s flipped at %d: the error names another: %v", Name(f), at, err)
+			}
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			_, err = ours(t, h, h.files, Options{piece: piece})
+			var gone *VanishedError
+			if !errors.As(err, &gone) || gone.File != f || !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s removed: %v", Name(f), err)
+			}
+			if err := os.WriteFile(path, whole, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := ours(t, h, h.files, Options{}); err != nil {
+		t.Errorf("with all as it was: %v", err)
+	}
+}
+
+// More files than there are ranks are restored in several runs.
+func TestManyFiles(t *testing.T) {
+	h := &history{ReplicaClient: file.NewReplicaClient(t.TempDir())}
+	j := &job{src: h, opt: Options{piece: 1 << 20}}
+	pageSize := uint32(512)
+	page := func(b byte) map[uint32][]byte {
+		return map[uint32][]byte{1: bytes.Repeat([]byte{b}, int(pageSize)), 2: bytes.Repeat([]byte{b}, int(pageSize))}
+	}
+	var files []*ltx.FileInfo
+	for txid := ltx.TXID(1); txid <= 3; txid++ {
+		pgnos := []uint32{1, 2}[:min(2, 4-txid)] // the last has only the first page
+		files = append(files, h.put(t, 0, ltx.Header{
+			Version: ltx.Version, Flags: ltx.HeaderFlagNoChecksum, PageSize: pageSize, Commit: 2, MinTXID: txid, MaxTXID: txid, Timestamp: 1,
+		}, pgnos, page(byte(txid))))
+	}
+	out, err := os.Create(filepath.Join(t.TempDir(), "out.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = out.Close() }()
+	j.pages = newPages(out, pageSize, 2)
+	for run := range slices.Chunk(files, 1) { // as if a run had room for one
+		if err := j.run(t.Context(), run); err != nil {
+			t.Fatal(err)
+		}
+		j.pages.age()
+	}
+	if err := j.pages.complete(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(out.Name()); err != nil || b[0] != 3 || b[pageSize] != 2 {
+		t.Errorf("pages of %d and %d, want 3 and 2; %v", b[0], b[pageSize], err)
+	}
+}
+
+// one is a replica of one file.
+type one struct{ content []byte }
+
+func (o one) OpenLTXFile(_ context.Context, _ int, _, _ ltx.TXID, offset, size int64) (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(o.content[offset : offset+size])), nil
+}
+
+// Whatever is in a file of the bucket: no panic, no allocation beyond its own
+// size, and where we take it, Litestream's decoder takes it too and gives the same.
+func FuzzFile(f *testing.F) {
+	random := rand.New(rand.NewPCG(5, 5)) //nolint:gosec // not for secrets
+	h := write(f, random, 512, 1)
+	seed, err := os.ReadFile(h.LTXFilePath(0, 1, 1))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed, false)
+	f.Add(seed, true)
+	f.Fuzz(func(t *testing.T, content []byte, large bool) {
+		opt := Options{piece: 1 << 20, workers: 2, pause: time.Nanosecond}
+		if large {
+			opt.piece = 1
+		}
+		info := &ltx.FileInfo{MinTXID: 1, MaxTXID: 1, Size: int64(len(content))}
+		got, err := ours(t, one{content}, []*ltx.FileInfo{info}, opt)
+		if err != nil {
+			return
+		}
+		var want bytes.Buffer
+		if err := ltx.NewDecoder(bytes.NewReader(content)).DecodeDatabaseTo(&want); err != nil || !bytes.Equal(got, want.Bytes()) {
+			t.Errorf("taken, and Litestream says %v", err)
+		}
+	})
 }

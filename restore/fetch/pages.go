@@ -23,7 +23,10 @@ type pages struct {
 	file *os.File
 	size uint32 // of a page, in bytes
 	rank []uint16
-	lock [256]sync.Mutex // over the regions, each for every 256th; of rank and the writing
+
+	// lock is of rank and of the writing. File systems let one writer into a file
+	// at a time, and the others spin at its door.
+	lock sync.Mutex
 }
 
 func newPages(f *os.File, size, count uint32) *pages {
@@ -96,9 +99,8 @@ func (w *writer) page(i uint32) []byte { return w.buf[i*w.size : (i+1)*w.size] }
 // written, or that are past the end of the database.
 func (w *writer) flush() error {
 	defer func() { w.n = 0 }()
-	lock := &w.lock[w.region(max(w.first, 1))%uint32(len(w.lock))]
-	lock.Lock()
-	defer lock.Unlock()
+	w.lock.Lock()
+	defer w.lock.Unlock()
 	ours := func(i uint32) bool {
 		at := w.first - 1 + i
 		return at < uint32(len(w.rank)) && w.rank[at] <= w.as

@@ -1,0 +1,235 @@
+package restore
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/benbjohnson/litestream"
+	"github.com/superfly/ltx"
+)
+
+// compacted is a replica with small files, and the same compacted.
+func compacted(t *testing.T, rows int) replica {
+	t.Helper()
+	r := filled(t, rows)
+	if _, err := litestream.NewCompactor(r, slog.New(slog.DiscardHandler)).Compact(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r replica) files(t *testing.T, level int) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(r.dir, "ltx", fmt.Sprint(level), "*.ltx"))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("level %d: %v, %v", level, names, err)
+	}
+	return names
+}
+
+// flip damages a file in its middle and keeps its time, by which Litestream goes.
+func flip(t *testing.T, name string) {
+	t.Helper()
+	fi, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(name, fi.ModTime(), fi.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a damaged file held is taken from others, when they hold the same.
+func TestAroundADamagedFile(t *testing.T) {
+	r := compacted(t, 90)
+	flip(t, r.files(t, 1)[0])
+	cfg := config(t, r)
+	if _, err := Run(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, cfg.DBPath); n != 90 {
+		t.Errorf("%d rows", n)
+	}
+}
+
+// Where they don't, the error names the file and offers the newest state that is
+// whole, which is not taken until somebody asks for it; the offer holds.
+func TestOfferOfAnOlderState(t *testing.T) {
+	for name, harm := range map[string]func(t *testing.T, name string){
+		"damaged": flip,
+		"removed": func(t *testing.T, name string) {
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		r := filled(t, 90) // rows 0, then up to 20, 40, 60, 80, 89
+		small := r.files(t, 0)
+		harm(t, small[3])
+		cfg := config(t, r)
+		cfg.Request = "id 1"
+		before := old(t, cfg)
+		_, err := Run(t.Context(), cfg)
+		if err == nil {
+			t.Fatalf("%s: taken unasked, with %d rows", name, count(t, cfg.DBPath))
+		}
+		if after := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir); fmt.Sprint(after) != fmt.Sprint(before) {
+			t.Errorf("%s: the old database is not as it was", name)
+		}
+		if name == "damaged" && !strings.Contains(err.Error(), "0000/"+filepath.Base(small[3])) {
+			t.Errorf("the file is not named: %v", err)
+		}
+		offer := regexp.MustCompile(`\d{4}-\d\d-\d\dT[0-9:.]+Z`).FindString(err.Error())
+		if cfg.Timestamp, err = time.Parse(time.RFC3339Nano, offer); err != nil {
+			t.Fatalf("%s: no offer: %v", name, err)
+		}
+		sealed := false
+		cfg.Seal = func(context.Context) error { sealed = true; return nil }
+		out, err := Run(t.Context(), cfg)
+		if err != nil || !out.NewLine || !sealed {
+			t.Fatalf("%s: the offer does not hold: %+v, %v", name, out, err)
+		}
+		if n := count(t, cfg.DBPath); n != 41 {
+			t.Errorf("%s: %d rows, want those of the first three files", name, n)
+		}
+		// Until the replica has a snapshot of it, over restarts too.
+		if out, err := Run(t.Context(), cfg); err != nil || !out.NewLine {
+			t.Errorf("%s: forgotten with a restart: %+v, %v", name, out, err)
+		}
+		if err := Anchored(cfg); err != nil {
+			t.Error(err)
+		}
+		if out, err := Run(t.Context(), cfg); err != nil || out.NewLine {
+			t.Errorf("%s: not forgotten with the snapshot: %+v, %v", name, out, err)
+		}
+	}
+}
+
+// compacting merges the small files, and deletes them, when the restore has begun
+// to read.
+type compacting struct {
+	replica
+	t    *testing.T
+	done *bool
+}
+
+func (c compacting) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
+	if !*c.done && size != ltx.HeaderSize {
+		*c.done = true
+		if _, err := litestream.NewCompactor(c.replica, slog.New(slog.DiscardHandler)).Compact(ctx, 1); err != nil {
+			c.t.Error(err)
+		}
+		for _, name := range c.files(c.t, 0) {
+			if err := os.Remove(name); err != nil {
+				c.t.Error(err)
+			}
+		}
+	}
+	return c.replica.OpenLTXFile(ctx, level, minTXID, maxTXID, offset, size)
+}
+
+// A compaction that deletes the plan's files half way makes another plan.
+func TestCompactionDuringARestore(t *testing.T) {
+	done := false
+	cfg := config(t, compacting{filled(t, 90), t, &done})
+	if out, err := Run(t.Context(), cfg); err != nil || !done {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if n := count(t, cfg.DBPath); n != 90 {
+		t.Errorf("%d rows", n)
+	}
+}
+
+// killed is the panic of a kill.
+type killed struct{ at string }
+
+// A restore of a missing database that is killed anywhere ends right when it is
+// begun again, with nothing left over.
+func TestKillDuringARestoreOfAMissingDatabase(t *testing.T) {
+	r := compacted(t, 50)
+	var steps []string
+	{
+		cfg := config(t, &tripwire{replica: r, step: func(s string) { steps = append(steps, s) }})
+		cfg.onStep = func(s string) { steps = append(steps, s) }
+		if _, err := Run(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(steps) < 3 {
+		t.Fatalf("steps: %v", steps)
+	}
+	random := rand.New(rand.NewPCG(1, 1)) //nolint:gosec // not for secrets
+	for at, name := range steps {
+		n := 0
+		step := func(string) {
+			if n++; n == at+1 {
+				panic(killed{name})
+			}
+		}
+		cfg := config(t, r)
+		if random.IntN(2) == 0 { // with something of an earlier try
+			if err := os.MkdirAll(scratchDir(cfg), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(scratchDir(cfg), "app.db"), []byte("half"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		func() {
+			defer func() {
+				if _, ok := recover().(killed); !ok {
+					t.Errorf("step %d, %s, was not reached", at, name)
+				}
+			}()
+			dying := cfg
+			dying.Client, dying.onStep = &tripwire{replica: r, step: step, once: true}, step
+			_, _ = Run(t.Context(), dying)
+		}()
+		if _, err := Run(t.Context(), cfg); err != nil {
+			t.Errorf("after a kill at %s: %v", name, err)
+			continue
+		}
+		if n := count(t, cfg.DBPath); n != 50 {
+			t.Errorf("after a kill at %s: %d rows", name, n)
+		}
+		for name := range tree(t, filepath.Dir(cfg.DBPath), "") {
+			if name != "/app.db" {
+				t.Errorf("litter after a kill at %s: %s", steps[at], name)
+			}
+		}
+	}
+}
+
+// tripwire calls step in the goroutine of Run, with the first list.
+type tripwire struct {
+	replica
+	step func(string)
+	once bool
+}
+
+func (w *tripwire) Empty(ctx context.Context) (bool, error) {
+	w.step("asked the replica")
+	return w.replica.Empty(ctx)
+}
+
+func (w *tripwire) GenerationsV3(ctx context.Context) ([]string, error) {
+	w.step("listed the replica")
+	return w.replica.GenerationsV3(ctx)
+}
