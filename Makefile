@@ -58,6 +58,11 @@ bench: setup $(CACHE)/litestream ## start and memory, compared with tini, dumb-i
 	@$(MAKE) --no-print-directory binaries
 	go run ./testdata/bench -o docs/bench-start.md
 
+.PHONY: bench-restore
+bench-restore: setup tools ## restores compared with litestream's and a plain download (takes half an hour)
+	@$(MAKE) --no-print-directory binaries
+	go test -run '^$$' -bench '^BenchmarkRestore$$' -benchtime 1x -timeout 60m . -table .cache/bench-restore.md
+
 .PHONY: lint
 lint: $(addprefix $(CACHE)/,$(LINTERS)) ## vet, staticcheck and the linter
 	test -z "$$(gofmt -l $$(git ls-files '*.go'))"

@@ -13,6 +13,7 @@ import (
 
 	"github.com/benbjohnson/litestream"
 	"github.com/superfly/ltx"
+	"golang.org/x/sys/unix"
 
 	"github.com/slashacom/slasha-init/restore/fetch"
 )
@@ -146,7 +147,13 @@ func (f *fetching) assemble(ctx context.Context, files []*ltx.FileInfo) (*fetch.
 		return nil, err
 	}
 	defer func() { _ = out.Close() }()
-	if err := p.Write(ctx, out); err != nil {
+	// The disk begins at once, and not only with the fsync at the end.
+	stop := tellEvery(50*time.Millisecond, func() {
+		_ = unix.SyncFileRange(int(out.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	})
+	err = p.Write(ctx, out)
+	stop()
+	if err != nil {
 		return nil, err
 	}
 	f.cfg.step("fetched")

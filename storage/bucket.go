@@ -213,7 +213,7 @@ func (s credentialSource) Retrieve(ctx context.Context) (aws.Credentials, error)
 // mostConnections is how many connections are kept for the next request: as many
 // as a restore reads from at once. Litestream's own client keeps two, and so
 // makes a new connection for nearly every file of a plan.
-const mostConnections = 64
+const mostConnections = 128
 
 // newTransport speaks HTTP/1.1 alone: over HTTP/2 all reads would share one
 // connection, and its rate.

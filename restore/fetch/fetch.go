@@ -82,8 +82,9 @@ const (
 	smallestPiece, largestPiece = 1 << 20, 8 << 20
 
 	// mostWorkers is how many reads are under way at once. At 30 ms a request,
-	// thousands of small files need about that many to keep two cores busy.
-	mostWorkers = 64
+	// thousands of small files need about that many to keep two cores busy; a
+	// few dozen large reads fill any line.
+	mostWorkers, mostLargeReads = 128, 32
 
 	// attempts is how often one read is tried without getting any further.
 	attempts = 5
@@ -116,7 +117,7 @@ func Open(ctx context.Context, src Source, files []*ltx.FileInfo, opt Options) (
 		total += f.Size
 	}
 	if opt.piece == 0 {
-		p.opt.piece = min(max(total/mostWorkers, smallestPiece), largestPiece)
+		p.opt.piece = min(max(total/mostLargeReads, smallestPiece), largestPiece)
 	}
 	last := p.files[len(p.files)-1]
 	var err error
@@ -314,11 +315,15 @@ func (j *job) workers(files []*ltx.FileInfo) int {
 	if j.opt.workers != 0 {
 		return j.opt.workers
 	}
-	reads := int64(0)
+	var reads, size int64
 	for _, f := range files {
 		reads += f.Size/j.opt.piece + 1
+		size += f.Size
 	}
-	return int(min(reads, mostWorkers))
+	if size/reads < smallestPiece/2 {
+		return int(min(reads, mostWorkers))
+	}
+	return int(min(reads, mostLargeReads))
 }
 
 // read reads a piece and writes its pages.
