@@ -205,7 +205,6 @@ type faulty struct {
 	Source
 	random *rand.Rand
 	mu     sync.Mutex
-	opened int
 	failed map[string]int
 	times  int
 }
@@ -215,7 +214,6 @@ var errAway = errors.New("away")
 func (f *faulty) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.opened++
 	key := fmt.Sprint(level, minTXID, maxTXID, offset, size)
 	rc, err := f.Source.OpenLTXFile(ctx, level, minTXID, maxTXID, offset, size)
 	if err != nil || f.failed[key] >= f.times {
@@ -228,9 +226,11 @@ func (f *faulty) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID lt
 		return nil, err
 	}
 	some := bytes.NewReader(whole[:f.random.IntN(len(whole))])
-	switch f.random.IntN(3) {
+	switch f.random.IntN(4) {
 	case 0:
 		return nil, errAway
+	case 3:
+		return io.NopCloser(io.MultiReader(some, iotest.ErrReader(io.ErrUnexpectedEOF))), nil // a connection is cut
 	case 1:
 		return io.NopCloser(some), nil // ends early
 	default:
@@ -257,10 +257,26 @@ func TestFailingRequests(t *testing.T) {
 	if _, err := ours(t, away, h.files, Options{pause: time.Microsecond}); err == nil {
 		t.Error("a source that never gives all is no error")
 	}
-	away = &faulty{Source: h, random: random, failed: make(map[string]int), times: 1000}
-	give := Options{pause: time.Hour, GiveUp: func(error) bool { return true }}
-	if _, err := ours(t, away, h.files, give); err == nil || away.opened > attempts {
-		t.Errorf("%v after %d requests, though there is no use", err, away.opened)
+	give := Options{pause: time.Hour, GiveUp: func(err error) bool { return errors.Is(err, errAway) }}
+	if _, err := ours(t, failing{errAway}, h.files, give); !errors.Is(err, errAway) {
+		t.Errorf("%v, though there is no use in asking again", err)
+	}
+}
+
+// failing is a source whose every answer ends with an error before it begins.
+type failing struct{ err error }
+
+func (f failing) OpenLTXFile(context.Context, int, ltx.TXID, ltx.TXID, int64, int64) (io.ReadCloser, error) {
+	return io.NopCloser(iotest.ErrReader(f.err)), nil
+}
+
+// A line that is bad says nothing of the file.
+func TestACutConnectionIsNoDamage(t *testing.T) {
+	h := write(t, rand.New(rand.NewPCG(6, 6)), 512, 3) //nolint:gosec // not for secrets
+	_, err := ours(t, failing{io.ErrUnexpectedEOF}, h.files, Options{pause: time.Microsecond})
+	var damaged *DamagedError
+	if !errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &damaged) {
+		t.Error(err)
 	}
 }
 

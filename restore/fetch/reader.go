@@ -89,8 +89,8 @@ func (r *reader) fill() error {
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
+		if errors.Is(err, io.EOF) { // a connection that is cut is ErrUnexpectedEOF
+			err = errShort
 		}
 	}
 	return r.failure(err)
@@ -104,6 +104,10 @@ func (r *reader) ask() (err error) {
 	return err
 }
 
+// errShort is an answer that ends well and early, as that of a file which is
+// shorter than it was when it was listed.
+var errShort = errors.New("the answer is too short")
+
 // failure waits before the next try, or says that there will be none.
 func (r *reader) failure(err error) error {
 	r.hangUp()
@@ -113,15 +117,15 @@ func (r *reader) failure(err error) error {
 		return context.Cause(r.ctx)
 	case errors.Is(err, os.ErrNotExist):
 		return &VanishedError{r.file, err}
-	case r.failed < attempts && (r.opt.GiveUp == nil || !r.opt.GiveUp(err)):
+	case r.failed < attempts && (errors.Is(err, errShort) || r.opt.GiveUp == nil || !r.opt.GiveUp(err)):
 		select {
 		case <-time.After(cmp.Or(r.opt.pause, firstPause) << (r.failed - 1)):
 			return nil
 		case <-r.ctx.Done():
 			return context.Cause(r.ctx)
 		}
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return &DamagedError{r.file, fmt.Sprintf("its bytes from %d on can't be read: %v", r.at, err)}
+	case errors.Is(err, errShort):
+		return &DamagedError{r.file, fmt.Sprintf("it ends at byte %d of %d", r.at, r.file.Size)}
 	}
 	return fmt.Errorf("read %s: %w", Name(r.file), err)
 }
