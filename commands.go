@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/slashacom/slasha-init/healthz"
+	"github.com/slashacom/slasha-init/lineage"
 	"github.com/slashacom/slasha-init/restore"
 	"github.com/slashacom/slasha-init/storage"
 )
@@ -46,8 +47,7 @@ func dispatch(args, environ []string) int {
 		help(os.Stdout)
 		return 0
 	case "sync":
-		fmt.Fprintln(os.Stderr, "slasha-init: this version does not have the command sync yet")
-		return exitUsage
+		return syncCommand(args, environ)
 	}
 	fmt.Fprintf(os.Stderr, "slasha-init: there is no command %s; to run it as the app, write: slasha-init -- %s\n", quote(name), oneWord(name))
 	return exitUsage
@@ -77,6 +77,9 @@ func restoreCommand(args, environ []string) int {
 	cfg, err := Parse("restore", args, environ)
 	if err != nil {
 		return tellConfig(os.Stderr, err)
+	}
+	if cfg.Now {
+		return restoreNow(cfg)
 	}
 	out := newPatientWriter(os.Stderr)
 	out.hide(cfg.Secrets())
@@ -159,7 +162,14 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 		return err
 	}
 	if dst == cfg.DBPath {
-		err = restore.Install(rc, file) // with the owner and mode that an app expects
+		// With the owner and mode that an app expects, and as what goes on from the
+		// replica.
+		if err = openStateDir(cfg); err == nil {
+			err = lineage.Adopt(cfg.StateDir(), file, done.Newest)
+		}
+		if err == nil {
+			err = restore.Install(rc, file)
+		}
 	} else {
 		err = os.Link(file, dst) // fails where a file has come there meanwhile
 	}
@@ -174,11 +184,11 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 const askTimeout = 4 * time.Second
 
 func ask(cfg Config) (healthz.Status, error) {
-	if cfg.HealthAddr == "" {
-		return healthz.Status{}, errors.New("the health page is off (--health-addr off)")
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 	defer cancel()
+	if cfg.HealthAddr == "" {
+		return askSocket(ctx, cfg)
+	}
 	return healthz.Fetch(ctx, cfg.HealthAddr)
 }
 
@@ -246,6 +256,9 @@ answers /healthz.
   slasha-init run [flags] -- COMMAND [ARG...]  the same, spelled out
   slasha-init run [flags] --procfile Procfile  run several processes
   slasha-init restore [flags] [--output PATH]  restore to a file and exit
+  slasha-init restore --now [--timestamp T]    restore in the running container
+  slasha-init sync [--timeout D]               return when all that is committed
+                                               now is in the bucket
   slasha-init healthcheck                      exit 0 if healthy, 1 if not
   slasha-init status [--json]                  the same, for a person
   slasha-init version | help

@@ -33,6 +33,7 @@ type Config struct {
 	RestoreRequest   string    // "" asks for no restore over an existing database
 	RestoreTimestamp time.Time // zero for the newest state
 	RestoreCheck     restore.Check
+	OnStale          restore.OnStale
 
 	SyncInterval     time.Duration
 	MaxLag           time.Duration
@@ -40,14 +41,17 @@ type Config struct {
 	Retention        time.Duration
 	StopTimeout      time.Duration
 
-	HealthAddr string // "" serves nothing
-	LogFormat  string
-	LogLevel   slog.Level
+	HealthAddr    string // "" serves nothing
+	ControlSocket string // "" serves nothing
+	LogFormat     string
+	LogLevel      slog.Level
 
 	// Of single commands.
 	Output    string
 	Timestamp time.Time
 	TXID      ltx.TXID
+	Now       bool
+	Timeout   time.Duration
 	JSON      bool
 }
 
@@ -139,12 +143,19 @@ func (s *source) checkArguments(rest []string) []problem {
 // read fills in and judges the configuration, in the order of the options.
 func (c *Config) read(s *source, command, environ []string) {
 	c.HealthAddr = s.healthAddr()
-	if s.command == "healthcheck" || s.command == "status" {
-		// They only ask the health page: what else is set is for run to judge.
-		c.JSON = s.command == "status" && s.yes("json")
+	switch s.command {
+	case "healthcheck", "status", "sync", "restore":
+		c.Now = s.command == "restore" && s.yes("now")
+		if s.command == "restore" && !c.Now {
+			break
+		}
+		// They only ask the container that runs: what else is set is for run to
+		// judge.
+		c.readAsking(s)
 		return
 	}
 	c.readReplica(s)
+	c.ControlSocket = s.controlSocket(c.DBPath)
 	for _, d := range []struct {
 		name string
 		to   *time.Duration
@@ -164,12 +175,71 @@ func (c *Config) read(s *source, command, environ []string) {
 	if s.command == "run" {
 		c.RestoreRequest = c.readRequest(s)
 		c.RestoreTimestamp = s.time("restore-timestamp")
+		c.OnStale = choose(s, "on-stale", "must be restore, to set a stale database aside and restore the newest state, or fail",
+			map[string]restore.OnStale{"restore": restore.RestoreStale, "fail": restore.FailStale})
 		c.readProcesses(s, command, appEnviron(environ))
 	}
 	if s.command == "restore" {
 		c.readRestore(s)
 	}
 	s.refuseLater()
+}
+
+// readAsking reads what a command that asks a running container needs to know.
+func (c *Config) readAsking(s *source) {
+	page := s.command == "healthcheck" || s.command == "status"
+	if !page || c.HealthAddr == "" {
+		c.readSocket(s)
+	}
+	switch s.command {
+	case "status":
+		c.JSON = s.yes("json")
+	case "sync":
+		c.Timeout = s.duration("timeout", 24*time.Hour)
+	case "restore":
+		c.Timestamp = s.time("timestamp")
+		for _, name := range []string{"output", "txid"} {
+			if set := s.get(name); set.value != "" {
+				s.complain(option{name: name}, set, "can't be used together with --now; leave one out")
+			}
+		}
+	}
+}
+
+// readSocket reads on which socket a container is asked.
+func (c *Config) readSocket(s *source) {
+	c.DBPath = s.dbPath(s.get("db-path"))
+	c.ControlSocket = s.controlSocket(c.DBPath)
+	switch {
+	case c.ControlSocket != "" || len(s.problems) > 0:
+	case s.get("control-socket").value != "":
+		s.complain(option{name: "control-socket"}, s.get("control-socket"), "leaves nothing to ask; name the socket of the container that runs")
+	default:
+		s.complain(option{name: "db-path"}, setting{}, "is not set; set it, or --control-socket, to say which container to ask")
+	}
+}
+
+// controlSocket reads where the socket is: by default in our folder beside the
+// database, so without one there is none.
+func (s *source) controlSocket(dbPath string) string {
+	set, o := s.get("control-socket"), option{name: "control-socket"}
+	switch {
+	case set.value == "off":
+		return ""
+	case set.value == "" && dbPath == "":
+		return ""
+	case set.value == "":
+		return filepath.Join(Config{DBPath: dbPath}.StateDir(), "control.sock")
+	case strings.ContainsFunc(set.value, isControl):
+		s.complain(o, set, "holds a control character")
+	case !filepath.IsAbs(set.value) || strings.HasSuffix(set.value, "/"):
+		s.complain(o, set, "must be the absolute path of a socket, like /run/slasha.sock, or off")
+	default:
+		if fi, err := os.Stat(filepath.Dir(set.value)); err != nil || !fi.IsDir() {
+			s.complain(o, set, "is in a folder that is not there; make it, or leave the setting out")
+		}
+	}
+	return filepath.Clean(set.value)
 }
 
 const (

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,7 +56,11 @@ type life struct {
 	health *healthz.Health
 	client *storage.Client // nil when backups are off
 
+	compared bool   // the database is known to continue the replica
 	anchored func() // to call when the replica has a snapshot; nil: it needs none
+
+	orders     orders
+	replicator atomic.Pointer[replicate.Replicator] // nil while nothing is replicated
 }
 
 // run is the life of a container, from top to bottom.
@@ -95,21 +100,28 @@ func run(args, environ []string) int {
 		return code
 	}
 
-	// Replicate, then start the app; when Run returns, nobody writes any more.
-	replication := l.replicate()
-	res := l.supervise()
-	code := l.exitCode(res)
+	socket := l.serveControl()
+	defer l.closeControl(socket)
 
-	// The last upload: always, whatever the app's code and however short it
-	// lived.
-	if err := replication.finish(res.Began.Add(cfg.StopTimeout)); err != nil {
-		l.log.Error(err.Error())
-		if endedWell(res) {
-			code = exitUpload
+	for {
+		// Replicate, then start the app; when supervise returns, nobody writes any
+		// more.
+		replication := l.replicate()
+		res := l.supervise()
+
+		// The last upload: always, whatever the app's code and however short it
+		// lived.
+		unsynced := replication.finish(res.Began.Add(cfg.StopTimeout))
+
+		// The end, unless the app was stopped for a restore. Then it begins again.
+		order := l.orders.take(res)
+		if order == nil {
+			return l.exit(res, unsynced)
+		}
+		if code, ok := l.comply(order, replication, unsynced); !ok {
+			return code
 		}
 	}
-	l.log.Info("exiting", "code", code, "app", res.Exit.String())
-	return code
 }
 
 // takeOrders tells the supervisor what is a stop for this container.
@@ -191,47 +203,47 @@ func (l *life) restore() (code int, ok bool) {
 		stopped := l.stopped(&code)
 		return code, !stopped
 	}
-	ctx, cancel := l.untilStopped()
-	defer cancel()
-	progress := newProgress(l.log, os.Stderr)
-	cfg := restore.Config{
-		DBPath:    l.cfg.DBPath,
-		StateDir:  l.cfg.StateDir(),
-		Client:    l.client,
-		Explain:   l.explain,
-		Patience:  restorePatience,
-		Request:   l.cfg.RestoreRequest,
-		Timestamp: l.cfg.RestoreTimestamp,
-		Check:     l.cfg.RestoreCheck,
-		Seal:      l.seal,
-		Logger:    l.log,
-		OnWaiting: func(sentence string) { l.health.Problem(sentence) },
-		OnProgress: func(p restore.Progress) {
-			l.enter(healthz.Restoring)
-			l.health.Problem("")
-			l.health.Restoring(restoreStatus(healthz.RestoreRunning, p))
-			progress.show(p)
-		},
-	}
-	out, err := restore.Run(ctx, cfg)
-	progress.done()
+	_, err := l.bring(restore.Config{Request: l.cfg.RestoreRequest, Timestamp: l.cfg.RestoreTimestamp})
 	switch {
 	case l.stopped(&code):
 		return code, false
 	case err != nil:
 		l.log.Error("the app is not started", "error", err)
-		if out.Action == restore.Restore {
-			l.health.Restoring(restoreStatus(healthz.RestoreFailed, out.Progress))
-		}
 		_ = l.health.Fail(err.Error())
 		return exitRestore, false
-	case out.Action == restore.Restore:
-		done := restoreStatus(healthz.RestoreDone, out.Progress)
-		if out.Aside != "" {
-			done.SetAside = &out.Aside
-		}
-		l.health.Restoring(done)
 	}
+	l.health.Problem("")
+	l.enter(healthz.Starting)
+	return 0, true
+}
+
+// bring makes sure that the right database is at its path. What is asked for is
+// in cfg.
+func (l *life) bring(cfg restore.Config) (restore.Outcome, error) {
+	ctx, cancel := l.untilStopped()
+	defer cancel()
+	progress := newProgress(l.log, os.Stderr)
+	cfg = l.restoreConfig(cfg)
+	cfg.OnProgress = func(p restore.Progress) {
+		l.enter(healthz.Restoring)
+		l.health.Problem("")
+		l.health.Restoring(restoreStatus(healthz.RestoreRunning, p))
+		progress.show(p)
+	}
+	out, err := restore.Run(ctx, cfg)
+	progress.done()
+	if out.Action == restore.Restore && ctx.Err() == nil {
+		s := restoreStatus(healthz.RestoreDone, out.Progress)
+		if err != nil {
+			s.State = healthz.RestoreFailed
+		}
+		if out.Aside != "" {
+			s.SetAside = &out.Aside
+		}
+		l.health.Restoring(s)
+	}
+	l.compared = out.Compared
+	l.anchored = nil
 	if out.NewLine {
 		l.anchored = func() {
 			if err := restore.Anchored(cfg); err != nil {
@@ -239,9 +251,24 @@ func (l *life) restore() (code int, ok bool) {
 			}
 		}
 	}
-	l.health.Problem("")
-	l.enter(healthz.Starting)
-	return 0, true
+	return out, err
+}
+
+// restoreConfig fills in what is the same for every restore of this container.
+func (l *life) restoreConfig(cfg restore.Config) restore.Config {
+	cfg.DBPath = l.cfg.DBPath
+	cfg.StateDir = l.cfg.StateDir()
+	cfg.Client = l.client
+	cfg.Explain = l.explain
+	cfg.Patience = restorePatience
+	cfg.Check = l.cfg.RestoreCheck
+	cfg.Seal = l.seal
+	cfg.Compare = l.compare
+	cfg.OnStale = l.cfg.OnStale
+	cfg.Adopt = l.adopt
+	cfg.Logger = l.log
+	cfg.OnWaiting = l.health.Problem
+	return cfg
 }
 
 // seal keeps what is newer than the point in time that was restored. Where that
@@ -306,8 +333,14 @@ func (l *life) supervise() supervisor.Result {
 		OnExit: func(p supervisor.Process, _ supervisor.Exit) { l.health.Process(processStatus(p), true) },
 		OnStopping: func(string) {
 			l.health.Ready(false)
-			l.enter(healthz.Stopping)
+			if l.orders.close() {
+				l.enter(healthz.Restoring)
+			} else {
+				l.enter(healthz.Stopping)
+			}
 		},
+		Abort: l.orders.open(),
+		Spare: l.orders.client,
 	}
 	if p.LogPrefix {
 		cfg.Prefix = &supervisor.Prefix{Stdout: os.Stdout, Stderr: os.Stderr}
@@ -319,12 +352,18 @@ func processStatus(p supervisor.Process) healthz.Process {
 	return healthz.Process{Type: p.Type, PID: p.PID, StartedAt: healthz.Time(p.StartedAt)}
 }
 
-// exitCode is the app's own.
-func (l *life) exitCode(res supervisor.Result) int {
+// exit tells how it ended, and returns the exit code: the app's own, unless that
+// would hide that the last upload failed.
+func (l *life) exit(res supervisor.Result, unsynced error) int {
+	code := res.Exit.Code
 	if res.Exit.Err != nil {
 		fmt.Fprintln(l.out, "slasha-init: "+res.Exit.Err.Error())
 	}
-	return res.Exit.Code
+	if unsynced != nil && endedWell(res) {
+		code = exitUpload
+	}
+	l.log.Info("exiting", "code", code, "app", res.Exit.String())
+	return code
 }
 
 // endedWell reports whether the app's exit says nothing that a failed upload
@@ -348,7 +387,7 @@ func (l *life) replicate() *replication {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &replication{life: l, cancel: cancel, ended: make(chan struct{})}
-	r.replicator = replicate.New(replicate.Config{
+	cfg := replicate.Config{
 		DBPath:           l.cfg.DBPath,
 		Client:           l.client,
 		SyncInterval:     l.cfg.SyncInterval,
@@ -362,11 +401,16 @@ func (l *life) replicate() *replication {
 		OnPending:        l.health.Pending,
 		OnError:          l.replicationError,
 		Logger:           l.log,
-	})
+	}
+	if !l.compared {
+		cfg.Admit = l.admit
+	}
+	r.replicator = replicate.New(cfg)
 	go func() {
 		defer close(r.ended)
 		r.replicator.Run(ctx)
 	}()
+	l.replicator.Store(r.replicator)
 	return r
 }
 
@@ -381,6 +425,9 @@ func (l *life) replicationError(err error) {
 		return
 	}
 	sentence, _ := l.explain(err)
+	if errors.Is(err, replicate.ErrStale) {
+		sentence = err.Error()
+	}
 	l.health.Problem(sentence)
 }
 
@@ -408,5 +455,18 @@ func (r *replication) finish(deadline time.Time) error {
 		r.cancel()
 		<-r.ended // its requests end with their context
 	}
-	return r.replicator.Finish(ctx)
+	err := r.replicator.Finish(ctx)
+	r.life.replicator.Store(nil)
+	if err != nil {
+		r.log.Error(err.Error())
+	}
+	return err
+}
+
+// release lets go of the database after a last upload that failed, when the
+// process goes on.
+func (r *replication) release(ctx context.Context) {
+	if r.replicator != nil {
+		r.replicator.Release(ctx)
+	}
 }

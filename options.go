@@ -36,6 +36,7 @@ var options = []option{
 	{name: "region", usage: "bucket's `region` (default from the endpoint, else as the server answers)"},
 	{name: "restore-pending", value: "false", only: onlyRun, usage: "restore over the existing database, once: true (once for each container), or an `id` of the request"},
 	{name: "restore-timestamp", only: onlyRun, usage: "a restore leads to the state at this `time`, as RFC 3339 (default the newest)"},
+	{name: "on-stale", value: "restore", only: onlyRun, usage: "when the replica has left the database behind: `restore` its newest state (the database is set aside), or fail"},
 	{name: "restore-check", value: "quick", usage: "how a restored database is checked: `quick`, full or off"},
 	{name: "sync-interval", value: "500ms", usage: "least `time` between the uploads of a steady writer"},
 	{name: "max-lag", value: "10s", usage: "commits that wait for longer make /healthz unhealthy"},
@@ -52,12 +53,15 @@ var options = []option{
 	{name: "stop-timeout", value: "9s", usage: "`time` for a whole stop, the app and the last upload"},
 	{name: "kill-on-parent-death", bare: "TERM", only: onlyRun, usage: "stop when our parent dies, as by this `signal` (without a value TERM)"},
 	{name: "health-addr", value: ":9180", usage: "`address` of the health page; port 0 takes a free one, off serves none"},
+	{name: "control-socket", usage: "`path` of the socket for sync and restore --now, or off (default in our folder beside the database)"},
 	{name: "log-format", value: "text", usage: "`format` of our own log: text or json"},
 	{name: "log-level", value: "info", usage: "least `level` of our own log: debug, info, warn or error"},
 
+	{name: "now", bare: "true", only: []string{"restore"}, usage: "restore in the container that runs: the app is stopped, and started again"},
 	{name: "output", only: []string{"restore"}, usage: "restore to this `path`, where nothing is yet (default --db-path)"},
 	{name: "timestamp", only: []string{"restore"}, usage: "restore the state at this `time`, as RFC 3339"},
 	{name: "txid", only: []string{"restore"}, usage: "restore the state after this transaction `id`, 16 hex digits"},
+	{name: "timeout", value: "30s", only: []string{"sync"}, usage: "for how much `time` to wait"},
 	{name: "json", bare: "true", only: []string{"status"}, usage: "print the status as JSON"},
 }
 
@@ -69,11 +73,9 @@ var onlyRun = []string{"run"}
 // request for anything else is refused: a restore that was asked for must not
 // silently not happen.
 var later = map[string][]string{
-	"on-stale":        {"restore"},
 	"lease":           {"auto", "off"},
 	"lease-ttl":       {"60s"},
 	"lock-timeout":    {"90s"},
-	"control-socket":  {""},
 	"verify-interval": {"off"},
 }
 

@@ -65,10 +65,7 @@ func drawBar(r restore.Progress) string {
 }
 
 func restoreStatus(state healthz.RestoreState, p restore.Progress) healthz.Restore {
-	reason := "missing"
-	if p.Asked {
-		reason = "pending"
-	}
+	reason := string(p.Reason)
 	s := healthz.Restore{
 		State: state, Reason: &reason,
 		BytesDone: p.BytesDone, BytesTotal: p.BytesTotal, BytesPerSecond: p.Rate(),

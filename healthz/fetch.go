@@ -26,12 +26,17 @@ func Fetch(ctx context.Context, addr string) (Status, error) {
 			host = "::1"
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/healthz", http.NoBody)
+	// A transport of its own: HTTP_PROXY is set for the app, not for loopback.
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	return FetchBy(ctx, client, net.JoinHostPort(host, port))
+}
+
+// FetchBy asks with a client that knows its own way to addr.
+func FetchBy(ctx context.Context, client *http.Client, addr string) (Status, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/healthz", http.NoBody)
 	if err != nil {
 		return Status{}, fmt.Errorf("healthz: %w", err)
 	}
-	// A transport of its own: HTTP_PROXY is set for the app, not for loopback.
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	res, err := client.Do(req)
 	if err != nil {
 		return Status{}, fmt.Errorf("healthz: %w", err)

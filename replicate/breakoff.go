@@ -2,64 +2,91 @@ package replicate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/benbjohnson/litestream"
 	"github.com/superfly/ltx"
+	"golang.org/x/sync/errgroup"
 )
 
-// breakOff makes Litestream begin with a full snapshot, whatever the replica's
-// newest file says. Without it, Litestream would fetch that file as the point to
-// continue from; and one that was captured while the app replaced its database
-// has the new WAL's salts, so it would pass for a continuation.
+// breakOff makes Litestream begin with a full snapshot, as the transaction after
+// the replica's newest of any level. Without it, Litestream would fetch the newest
+// L0 file as the point to continue from; one that was captured while the app
+// replaced its database has the new WAL's salts, so it would pass for a
+// continuation. And where a lifecycle rule has deleted the L0 files, Litestream
+// would count from 1 again, below the snapshots, and a restore would not see what
+// is uploaded from then on.
 //
 // In its place we put a local file with the same TXID, whose header stands at the
 // beginning of a WAL that does not exist. See litestream.DB's
 // checkDatabaseBehindReplica, which fetches only when the replica is ahead, and
 // verify, which takes a snapshot when the salts differ there. The file is never
-// uploaded: the replica has that TXID. Call it before the database's first Sync.
-func breakOff(ctx context.Context, db *litestream.DB) error {
-	newest, err := db.Replica.MaxLTXFileInfo(ctx, 0)
+// uploaded: the replica has that TXID. It must be gone before a compaction runs,
+// which would prefer it to the replica's own.
+//
+// Call it before the database's first Sync. It returns the file, or "" where the
+// replica is empty, which begins with a snapshot anyway.
+func breakOff(ctx context.Context, db *litestream.DB) (path string, err error) {
+	newest, err := newestOfAll(ctx, db.Replica)
 	if err != nil {
-		return fmt.Errorf("list replica: %w", err)
+		return "", fmt.Errorf("list replica: %w", err)
 	}
-	if newest.MaxTXID == 0 {
-		return nil // an empty replica begins with a snapshot anyway
+	if newest == 0 {
+		return "", nil
 	}
+	path = db.LTXPath(0, newest, newest)
+	if err := writeBaseline(path, newest); err != nil {
+		return "", fmt.Errorf("begin anew: %w", err)
+	}
+	db.Replica.SetPos(ltx.Pos{TXID: newest})
+	return path, nil
+}
+
+// newestOfAll is the newest transaction that the replica has at any level.
+func newestOfAll(ctx context.Context, replica *litestream.Replica) (ltx.TXID, error) {
+	var found [litestream.SnapshotLevel + 1]ltx.TXID
+	g, ctx := errgroup.WithContext(ctx)
+	for level := range found {
+		g.Go(func() error {
+			info, err := replica.MaxLTXFileInfo(ctx, level)
+			found[level] = info.MaxTXID
+			return err
+		})
+	}
+	err := g.Wait()
+	return slices.Max(found[:]), err
+}
+
+func writeBaseline(path string, txid ltx.TXID) error {
 	const pageSize = 4096
-	path := db.LTXPath(0, newest.MaxTXID, newest.MaxTXID)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("begin anew: %w", err)
+		return err
 	}
 	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
-		return fmt.Errorf("begin anew: %w", err)
+		return err
 	}
 	defer func() { _ = f.Close() }()
 	enc, err := ltx.NewEncoder(f)
 	if err != nil {
-		return fmt.Errorf("begin anew: %w", err)
+		return err
 	}
 	if err := enc.EncodeHeader(ltx.Header{
 		Version: ltx.Version, Flags: ltx.HeaderFlagNoChecksum, PageSize: pageSize, Commit: 1,
-		MinTXID: newest.MaxTXID, MaxTXID: newest.MaxTXID,
+		MinTXID: txid, MaxTXID: txid,
 		WALOffset: litestream.WALHeaderSize,
 	}); err != nil {
-		return fmt.Errorf("begin anew: %w", err)
+		return err
 	}
 	if err := enc.EncodePage(ltx.PageHeader{Pgno: 1}, make([]byte, pageSize)); err != nil {
-		return fmt.Errorf("begin anew: %w", err)
+		return err
 	}
-	if err := enc.Close(); err != nil {
-		return fmt.Errorf("begin anew: %w", err)
+	if err := errors.Join(enc.Close(), f.Close()); err != nil {
+		return err
 	}
-	if err := f.Close(); err != nil {
-		return fmt.Errorf("begin anew: %w", err)
-	}
-	if err := os.Rename(path+".tmp", path); err != nil {
-		return fmt.Errorf("begin anew: %w", err)
-	}
-	return nil
+	return os.Rename(path+".tmp", path)
 }

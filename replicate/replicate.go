@@ -46,6 +46,12 @@ type Config struct {
 	SnapshotInterval time.Duration
 	Retention        time.Duration // how far back in time the replica can restore
 
+	// Admit is asked before a database is opened for the first time, whether what
+	// it has may be uploaded. An error that is ErrStale is final: nothing is
+	// uploaded in this life, and it is told with OnError. Any other is told and
+	// Admit asked again. Nil admits.
+	Admit func(context.Context) error
+
 	// Anchor asks for a snapshot with the first upload: what the replica has so
 	// far is not what the database goes on from, and may have damaged files that
 	// whatever continues it would depend on.
@@ -70,6 +76,9 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// ErrStale says that the replica has something that the database lacks.
+var ErrStale = errors.New("the database is stale")
+
 // retryAfter is the pause after a failed attempt. The client has waited and
 // tried several times by then.
 const retryAfter = time.Second
@@ -87,11 +96,15 @@ type Replicator struct {
 	watch  *walWatch
 
 	compacting compactable
+	asks       asks
 	quit       chan struct{} // closed by Stop
 
 	store *litestream.Store // nil until the database is there
 	db    *litestream.DB
 	other bool // the file was replaced: what comes next is not its continuation
+
+	admitted bool
+	baseline string // file of breakOff, until something was captured after it
 
 	anchored bool      // the snapshot that was asked for is in the replica
 	synced   bool      // an upload or a comparison has succeeded since the start
@@ -111,6 +124,7 @@ func New(cfg Config) *Replicator {
 		cfg:    cfg,
 		client: &acknowledged{Client: cfg.Client},
 		watch:  newWALWatch(cfg.DBPath, cfg.Logger),
+		asks:   asks{wake: make(chan struct{}, 1)},
 		quit:   make(chan struct{}),
 	}
 }
@@ -165,13 +179,16 @@ func (r *Replicator) guarded(ctx context.Context) (err error) {
 // turn does whatever is due: it opens the database when it has appeared,
 // captures, uploads, and asks an idle replica whether it is still there.
 func (r *Replicator) turn(ctx context.Context) error {
+	began := time.Now()
 	if err := r.follow(ctx); err != nil {
 		return err
 	}
 	if r.db != nil {
 		if err := r.sync(ctx); err != nil {
-			return err
+			return r.mend(ctx, err)
 		}
+	} else {
+		r.asks.answer(began, 0) // no database, no commits
 	}
 	if time.Since(r.asked) < r.cfg.CheckInterval {
 		return nil
@@ -206,6 +223,12 @@ func (r *Replicator) follow(ctx context.Context) error {
 	if ok, err := hasHeader(r.cfg.DBPath, fi); err != nil || !ok {
 		return err
 	}
+	if !r.admitted && r.cfg.Admit != nil {
+		if err := r.cfg.Admit(ctx); err != nil {
+			return err
+		}
+	}
+	r.admitted = true
 	return r.open(ctx)
 }
 
@@ -249,15 +272,46 @@ func (r *Replicator) open(ctx context.Context) error {
 	if err := store.Open(ctx); err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
-	if r.other {
-		if err := breakOff(ctx, db); err != nil {
-			return err
-		}
-		r.other = false
+	_, captured, err := db.MaxLTX()
+	if err == nil && (r.other || captured == 0) {
+		r.baseline, err = breakOff(ctx, db)
 	}
+	if err != nil {
+		return err
+	}
+	r.other = false
 	r.store, r.db = store, db
-	r.openForCompaction(store, db)
 	return nil
+}
+
+// begun is called when something has been captured: what only stood for the
+// replica's newest goes, and compaction may begin.
+func (r *Replicator) begun(pos ltx.Pos) error {
+	if r.baseline != "" {
+		if r.baseline == r.db.LTXPath(0, pos.TXID, pos.TXID) {
+			return nil // nothing yet
+		}
+		if err := os.Remove(r.baseline); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("capture: %w", err)
+		}
+		r.baseline = ""
+	}
+	r.openForCompaction(r.store, r.db)
+	return nil
+}
+
+// mend makes a failed turn's error one that the next turn can get over. What was
+// captured and is neither here nor in the replica can't be uploaded any more: a
+// bucket whose newest files were deleted, or a folder of Litestream's that was
+// cleared. A snapshot has it all.
+func (r *Replicator) mend(ctx context.Context, err error) error {
+	var local *litestream.LTXError
+	if !errors.As(err, &local) || !errors.Is(err, os.ErrNotExist) && !errors.Is(err, litestream.ErrLTXCorrupted) {
+		return err
+	}
+	r.cfg.Logger.Warn("the replica and what was captured here don't meet any more: replicating from a fresh snapshot", "error", err)
+	r.asks.hurry()
+	return r.abandon(ctx)
 }
 
 // abandon lets go of a database whose file is no longer at its path, and drops
@@ -296,7 +350,11 @@ func (r *Replicator) sync(ctx context.Context) error {
 		return fmt.Errorf("capture: %w", err)
 	}
 	if pos.IsZero() {
+		r.asks.answer(before, 0)
 		return nil // no database, after all
+	}
+	if err := r.begun(pos); err != nil {
+		return err
 	}
 	hook(r.cfg.OnCapture, pos.TXID)
 
@@ -324,6 +382,7 @@ func (r *Replicator) sync(ctx context.Context) error {
 			return err
 		}
 	}
+	r.asks.answer(before, pos.TXID)
 	r.watch.synced(mark, before)
 	if now := r.watch.mark(); r.watch.isSynced(now) {
 		r.setPending(time.Time{})
@@ -386,7 +445,7 @@ func (r *Replicator) rest(ctx context.Context, err error) {
 		wait(ctx, retryAfter)
 		return
 	}
-	changed := r.watch.wait(ctx, min(lookAnyway, r.cfg.CheckInterval), func(m mark) {
+	changed := r.watch.wait(ctx, min(lookAnyway, r.cfg.CheckInterval), r.asks.wake, func(m mark) {
 		if m.main > 0 {
 			r.setPending(time.Now())
 		}
@@ -394,11 +453,14 @@ func (r *Replicator) rest(ctx context.Context, err error) {
 	if changed {
 		// A steady writer's commits are grouped; one after a quiet time finds
 		// the interval over and goes at once.
-		wait(ctx, r.cfg.SyncInterval-time.Since(r.uploaded))
+		waitOr(ctx, r.cfg.SyncInterval-time.Since(r.uploaded), r.asks.wake)
 	}
 }
 
-func wait(ctx context.Context, d time.Duration) {
+func wait(ctx context.Context, d time.Duration) { waitOr(ctx, d, nil) }
+
+// waitOr waits until the time is over, ctx ends, or something comes from wake.
+func waitOr(ctx context.Context, d time.Duration, wake <-chan struct{}) {
 	if d <= 0 {
 		return
 	}
@@ -406,6 +468,7 @@ func wait(ctx context.Context, d time.Duration) {
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
+	case <-wake:
 	case <-t.C:
 	}
 }
@@ -439,6 +502,12 @@ func (r *Replicator) Finish(ctx context.Context) error {
 			if err = r.sync(ctx); err == nil {
 				break
 			}
+			if err = r.mend(ctx, err); err == nil {
+				continue
+			}
+		}
+		if errors.Is(err, ErrStale) {
+			break
 		}
 		r.tell(err)
 		if wait(ctx, 200*time.Millisecond); ctx.Err() != nil {
@@ -455,10 +524,23 @@ func (r *Replicator) Finish(ctx context.Context) error {
 		// Closing would try once more and wait; the process ends anyway.
 		return &UnsyncedError{Local: local, Replica: acked, Err: err}
 	}
-	if closeErr := r.store.Close(ctx); closeErr != nil {
-		r.cfg.Logger.Debug("closing the database", "error", closeErr)
-	}
+	r.close(ctx)
 	return nil
+}
+
+// Release lets go of a database whose last upload failed, and uploads nothing:
+// for a process that goes on, and is going to replicate it again.
+func (r *Replicator) Release(ctx context.Context) {
+	r.client.gone.Store(true)
+	if r.store != nil {
+		r.close(ctx)
+	}
+}
+
+func (r *Replicator) close(ctx context.Context) {
+	if err := r.store.Close(ctx); err != nil {
+		r.cfg.Logger.Debug("closing the database", "error", err)
+	}
 }
 
 func hook[T any](f func(T), v T) {
@@ -467,8 +549,9 @@ func hook[T any](f func(T), v T) {
 	}
 }
 
-// errGone ends uploads of a database that was replaced.
-var errGone = errors.New("the database file was replaced")
+// errGone ends uploads of a database that was let go of, because its file was
+// replaced or because the last upload is over.
+var errGone = errors.New("this database is no longer replicated from here")
 
 // acknowledged counts the L0 files that the replica has taken.
 type acknowledged struct {

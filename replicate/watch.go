@@ -87,10 +87,10 @@ func (w *walWatch) synced(m mark, taken time.Time) {
 func (w *walWatch) isSynced(m mark) bool { return w.last == m }
 
 // wait returns true when the WAL has changed, having called seen at the first
-// sign of it, and false after at most the given time or when ctx ends. What
-// happened since the last wait counts: while nobody reads them, the kernel
-// keeps the events and merges equal ones.
-func (w *walWatch) wait(ctx context.Context, atMost time.Duration, seen func(mark)) bool {
+// sign of it, and false after at most the given time, or when ctx ends or
+// something comes from wake. What happened since the last wait counts: while
+// nobody reads them, the kernel keeps the events and merges equal ones.
+func (w *walWatch) wait(ctx context.Context, atMost time.Duration, wake <-chan struct{}, seen func(mark)) bool {
 	w.add()
 	var events chan fsnotify.Event
 	var errs chan error
@@ -119,6 +119,8 @@ func (w *walWatch) wait(ctx context.Context, atMost time.Duration, seen func(mar
 		case <-again:
 			return true
 		case <-timeout.C:
+			return false
+		case <-wake:
 			return false
 		case <-ctx.Done():
 			return false

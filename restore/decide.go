@@ -43,12 +43,39 @@ const (
 	CarriedOut
 )
 
+// Lineage is how a database that is there stands to the replica.
+type Lineage int
+
+// The answers of a comparison.
+const (
+	// NotCompared: there was nothing to compare, or no answer.
+	NotCompared Lineage = iota
+	// Continues: the database is where the replica ends, or ahead of it.
+	Continues
+	// Stale: the replica has something that the database lacks.
+	Stale
+)
+
+// OnStale is what to do about a stale database.
+type OnStale int
+
+// The choices of --on-stale.
+const (
+	// RestoreStale sets it aside and restores the replica's newest state.
+	RestoreStale OnStale = iota
+	// FailStale leaves everything as it is, and the app is not started.
+	FailStale
+)
+
 // Facts is all that a decision rests on, gathered once.
 type Facts struct {
 	Database Database
 	Asked    Asked
+	Lineage  Lineage
+	OnStale  OnStale
 	Replica  Replica
-	Err      error // why the replica is Unreachable or Incomplete
+	Err      error  // why the replica is Unreachable or Incomplete
+	HowStale string // a sentence with both positions, of a database that is Stale
 }
 
 // Action is what to do before the app may start.
@@ -76,10 +103,8 @@ type Decision struct {
 // same facts always lead to the same decision.
 func Decide(f Facts) Decision {
 	switch {
-	case f.Database == Present && f.Asked == CarriedOut:
-		return Decision{Start, "the database is there, and the restore that is asked for was made before: this is a restart"}
-	case f.Database == Present && f.Asked == No:
-		return Decision{Start, "the database is there"}
+	case f.Database == Present && f.Asked != Pending:
+		return decidePresent(f)
 	case f.Asked == Pending && f.Replica == HasData:
 		return Decision{Restore, "a restore was asked for and the replica has a backup"}
 	case f.Asked == Pending && f.Replica == Empty:
@@ -100,12 +125,41 @@ func Decide(f Facts) Decision {
 	}
 }
 
+// decidePresent is the part of the table for a database that is there, and is not
+// to be restored over.
+func decidePresent(f Facts) Decision {
+	restart := ""
+	if f.Asked == CarriedOut {
+		restart = ", and the restore that is asked for was made before: this is a restart"
+	}
+	switch {
+	case f.Lineage == Stale && f.OnStale == FailStale:
+		return Decision{Fail, "the database is stale: " + f.HowStale + "; by --on-stale=fail nothing is restored and nothing uploaded"}
+	case f.Lineage == Stale && f.Replica == HasData:
+		return Decision{Restore, "the database is stale: " + f.HowStale}
+	case f.Lineage == Stale:
+		return Decision{Fail, fmt.Sprintf("the database is stale: %s; but the replica can't be restored: %v", f.HowStale, f.Err)}
+	case f.Lineage == Continues:
+		return Decision{Start, "the database is there, and continues the replica" + restart}
+	case f.Replica == Empty:
+		return Decision{Start, "the database is there, and the replica is empty" + restart}
+	case f.Replica == Unreachable:
+		return Decision{Start, "the database is there; the replica can't be read, and is compared before anything is uploaded" + restart}
+	}
+	return Decision{Start, "the database is there" + restart}
+}
+
 // needsReplica reports whether the decision depends on the replica.
 func needsReplica(db Database, asked Asked) bool { return db == Missing || asked == Pending }
 
 // String names the state for logs.
 func (d Database) String() string {
 	return [...]string{"missing", "present"}[d]
+}
+
+// String names the state for logs.
+func (l Lineage) String() string {
+	return [...]string{"not compared", "continues", "stale"}[l]
 }
 
 // String names the state for logs.

@@ -21,8 +21,11 @@ func gather(ctx context.Context, cfg Config) (Facts, plan, error) {
 	if f.Asked, err = asked(cfg); err != nil {
 		return Facts{}, plan{}, &Failure{Sentence: err.Error(), Err: err}
 	}
-	if !needsReplica(db, f.Asked) {
-		return f, plan{}, nil
+	if !needsReplica(db, f.Asked) && !isStale(ctx, cfg, &f) {
+		return f, plan{}, ctx.Err()
+	}
+	if f.Lineage == Stale {
+		cfg.Timestamp = time.Time{} // which is for a restore that is asked for
 	}
 	var p plan
 	deadline := time.Now().Add(cfg.Patience)
@@ -51,8 +54,39 @@ func gather(ctx context.Context, cfg Config) (Facts, plan, error) {
 	}
 }
 
+// comparing is for how long a database that is there waits for the replica: the
+// app's start must not depend on it. What is not known by then is found out before
+// the first upload.
+const comparing = 3 * time.Second
+
+// isStale compares a database that is there with the replica, fills in the facts,
+// and reports whether the replica's newest state is to be restored.
+func isStale(ctx context.Context, cfg Config, f *Facts) bool {
+	f.OnStale = cfg.OnStale
+	if cfg.Compare == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, comparing)
+	defer cancel()
+	c, err := cfg.Compare(ctx)
+	switch {
+	case err != nil:
+		f.Replica, f.Err = Unreachable, err
+	case c.Empty:
+		f.Replica = Empty
+	case c.Stale:
+		f.Lineage, f.HowStale = Stale, c.How
+	default:
+		f.Lineage = Continues
+	}
+	return f.Lineage == Stale && f.OnStale == RestoreStale
+}
+
 // asked compares the request with what was carried out before.
 func asked(cfg Config) (Asked, error) {
+	if cfg.Force {
+		return Pending, nil
+	}
 	if cfg.Request == "" {
 		return No, nil
 	}

@@ -29,6 +29,23 @@ func Fetch(ctx context.Context, cfg Config, file string, txid ltx.TXID) (Progres
 	return fetchPlan(ctx, cfg, file, txid, p)
 }
 
+// Foresee tells what a restore would lead to, as far as the replica's list does,
+// and changes nothing. The error is a *Failure when there is nothing to restore,
+// or no answer.
+func Foresee(ctx context.Context, cfg Config) (Progress, error) {
+	p, err := locate(ctx, cfg, 0)
+	switch {
+	case err == nil:
+		return Progress{BytesTotal: p.bytes, TXID: p.txid}, nil
+	case ctx.Err() != nil:
+		return Progress{}, ctx.Err()
+	case errors.Is(err, errNothing), errors.Is(err, litestream.ErrTxNotAvailable):
+		return Progress{}, &Failure{Sentence: err.Error(), Err: err}
+	}
+	sentence, _ := cfg.Explain(err)
+	return Progress{}, &Failure{Sentence: sentence, Err: err}
+}
+
 // fetchPlan is Fetch for a plan that is known.
 func fetchPlan(ctx context.Context, cfg Config, file string, txid ltx.TXID, p plan) (Progress, error) {
 	f := &fetching{cfg: cfg, file: file, txid: txid, client: &counting{Client: cfg.Client}}
@@ -37,7 +54,8 @@ func fetchPlan(ctx context.Context, cfg Config, file string, txid ltx.TXID, p pl
 	progress := func() Progress {
 		return Progress{
 			BytesDone: f.client.n.Load(), BytesTotal: f.total.Load(), Took: time.Since(start),
-			TXID: ltx.TXID(f.leadsTo.Load()), Asked: cfg.asked,
+			TXID: ltx.TXID(f.leadsTo.Load()), Reason: cfg.reason,
+			Newest: max(p.catalog.newest(), ltx.TXID(f.leadsTo.Load())),
 		}
 	}
 	stop := tellEvery(250*time.Millisecond, func() {

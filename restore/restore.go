@@ -48,12 +48,28 @@ type Config struct {
 	// the same words is not carried out again. "" asks for none.
 	Request string
 
+	// Force asks for a restore over the existing database now. It is not noted:
+	// who asks again gets another one.
+	Force bool
+
 	// Timestamp asks for the state at that moment instead of the newest. Zero
 	// is the newest.
 	Timestamp time.Time
 
 	// Check is how what was restored is looked at before it counts.
 	Check Check
+
+	// Compare says how a database that is there stands to the replica; see package
+	// lineage. Nil takes every one for its continuation.
+	Compare func(context.Context) (Comparison, error)
+
+	// OnStale is what to do about one that the replica has left behind.
+	OnStale OnStale
+
+	// Adopt is called with a file that is about to become the database, and the
+	// newest transaction of the replica that it was made from: from there it goes
+	// on. Optional.
+	Adopt func(file string, newest ltx.TXID) error
 
 	// Seal is called before a state that is older than the replica's newest takes
 	// the database's place. What is uploaded from then on is a new line; it must
@@ -71,7 +87,7 @@ type Config struct {
 
 	Logger *slog.Logger
 
-	asked  bool              // a restore was asked for, as opposed to needed
+	reason Reason            // of the restore that is made
 	onStep func(step string) // of tests, which crash there
 }
 
@@ -81,13 +97,31 @@ func (cfg Config) step(name string) {
 	}
 }
 
+// Comparison is how a database stands to the replica.
+type Comparison struct {
+	Empty bool   // the replica has nothing to compare with
+	Stale bool   // the replica has something that the database lacks
+	How   string // a sentence with both positions
+}
+
+// Reason is why a restore is made.
+type Reason string
+
+// The reasons, as health tells them.
+const (
+	ReasonMissing Reason = "missing"
+	ReasonPending Reason = "pending" // somebody asked for it
+	ReasonStale   Reason = "stale"
+)
+
 // Progress is how far a restore is.
 type Progress struct {
 	BytesDone  int64 // read from the replica
 	BytesTotal int64 // of the plan; 0 when not known
 	Took       time.Duration
 	TXID       ltx.TXID // that it leads to; 0 when not known
-	Asked      bool     // somebody asked for it, as opposed to a missing database
+	Newest     ltx.TXID // of the replica, which may be newer
+	Reason     Reason
 }
 
 // Rate is the average rate in bytes per second.
@@ -103,6 +137,9 @@ type Outcome struct {
 	Decision
 	Progress Progress // of a restore
 	Aside    string   // where the old database was moved to, or ""
+
+	// Compared says that what is at the path is known to continue the replica.
+	Compared bool
 
 	// NewLine says that the database does not continue the newest that the replica
 	// has: what is uploaded next must begin with a snapshot. It stays so, over
@@ -137,13 +174,23 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	cfg.asked = facts.Asked == Pending
-	out := Outcome{Decision: Decide(facts), Progress: Progress{Asked: cfg.asked}}
+	switch {
+	case facts.Asked == Pending:
+		cfg.reason = ReasonPending
+	case facts.Lineage == Stale:
+		cfg.reason = ReasonStale
+		cfg.Request, cfg.Timestamp = "", time.Time{} // what was asked for before is another thing
+	default:
+		cfg.reason = ReasonMissing
+	}
+	out := Outcome{Decision: Decide(facts), Progress: Progress{Reason: cfg.reason}}
 	cfg.Logger.Info("decided", "action", out.Action.String(), "why", out.Why,
-		"database", facts.Database.String(), "asked", facts.Asked.String(), "replica", facts.Replica.String())
+		"database", facts.Database.String(), "asked", facts.Asked.String(), "lineage", facts.Lineage.String(), "replica", facts.Replica.String())
 	switch out.Action {
 	case Fail:
 		return out, &Failure{Sentence: out.Why, Err: facts.Err}
+	case Start:
+		out.Compared = facts.Lineage == Continues || facts.Replica == Empty
 	case Fresh:
 		// A WAL or journal of a database that is gone must not be applied to
 		// the one that the app is about to make.
@@ -153,8 +200,10 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 		if err := setAsideLeftovers(cfg); err != nil {
 			return out, &Failure{Sentence: err.Error(), Err: err}
 		}
+		out.Compared = true
 	case Restore:
 		out.Progress, out.Aside, err = restore(ctx, cfg, facts, p)
+		out.Compared = err == nil
 	}
 	_, statErr := os.Stat(newLineFile(cfg))
 	out.NewLine = statErr == nil
@@ -203,13 +252,23 @@ func restore(ctx context.Context, cfg Config, f Facts, p plan) (done Progress, a
 	file := filepath.Join(scratch, filepath.Base(cfg.DBPath))
 	done, err = fetchPlan(ctx, cfg, file, 0, p)
 	if err == nil && p.older {
+		cfg.Logger.Info("a new line begins here; what is newer stays in the replica within the retention", "txid", p.txid.String(), "newest_before", p.catalog.newest().String())
 		err = beginNewLine(ctx, cfg)
+	}
+	if err == nil && cfg.Adopt != nil {
+		if err = cfg.Adopt(file, done.Newest); err != nil {
+			err = &Failure{Sentence: err.Error(), Err: err}
+		}
 	}
 	switch {
 	case err != nil:
 		return done, "", err
 	case f.Database == Present:
-		aside, err = exchange(cfg, file, cfg.Request, done.TXID.String())
+		request := cfg.Request
+		if cfg.Force {
+			request = ""
+		}
+		aside, err = exchange(cfg, file, request, done.TXID.String())
 	default:
 		err = installMissing(cfg, file, f, done)
 	}
@@ -225,7 +284,7 @@ func restore(ctx context.Context, cfg Config, f Facts, p plan) (done Progress, a
 // for it was carried out: the next start must not restore over what the app has
 // written by then.
 func installMissing(cfg Config, file string, f Facts, done Progress) error {
-	if f.Asked == Pending {
+	if f.Asked == Pending && !cfg.Force {
 		l, err := readLedger(cfg)
 		if err != nil {
 			return err

@@ -42,6 +42,29 @@ func TestDecide(t *testing.T) {
 			}
 		}
 	}
+	// A lineage is known only of a database that is there and not to be restored
+	// over.
+	for _, asked := range []Asked{No, CarriedOut} {
+		for _, c := range []struct {
+			lineage Lineage
+			onStale OnStale
+			want    [5]Action
+		}{
+			{Continues, RestoreStale, [5]Action{Start, Start, Start, Start, Start}},
+			{Continues, FailStale, [5]Action{Start, Start, Start, Start, Start}},
+			{NotCompared, FailStale, [5]Action{Start, Start, Start, Start, Start}},
+			{Stale, FailStale, [5]Action{Fail, Fail, Fail, Fail, Fail}},
+			// Known to be stale, it must not be written to any more.
+			{Stale, RestoreStale, [5]Action{Fail, Fail, Fail, Restore, Fail}},
+		} {
+			for i, replica := range replicas {
+				got := Decide(Facts{Database: Present, Asked: asked, Lineage: c.lineage, OnStale: c.onStale, Replica: replica, Err: away, HowStale: "5 here, 7 there"})
+				if got.Action != c.want[i] || c.lineage == Stale && !strings.Contains(got.Why, "5 here, 7 there") {
+					t.Errorf("asked %s, %s, replica %s, on stale %d: %s (%s), want %s", asked, c.lineage, replica, c.onStale, got.Action, got.Why, c.want[i])
+				}
+			}
+		}
+	}
 }
 
 // replica is a folder that Litestream writes to and we restore from.

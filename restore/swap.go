@@ -83,7 +83,8 @@ func (l ledger) write(cfg Config) error {
 }
 
 // exchange puts a verified file in the place of the database, which is set aside
-// with all that belongs to it, and notes that the request was carried out. On an
+// with all that belongs to it, and notes that the request, unless it is "", was
+// carried out. On an
 // error the old database is where it was. It returns where it was moved to, or ""
 // when there was none.
 //
@@ -177,7 +178,10 @@ func recoverSwap(cfg Config) (inPlace bool, err error) {
 	}
 	if err == nil {
 		if device, inode := identity(fi); device == l.Swap.Device && inode == l.Swap.Inode {
-			l.Done, l.Swap = &l.Swap.carriedOut, nil
+			if l.Swap.Request != "" {
+				l.Done = &l.Swap.carriedOut
+			}
+			l.Swap = nil
 			return true, l.write(cfg)
 		}
 	}

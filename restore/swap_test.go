@@ -78,7 +78,7 @@ func TestForcedRestore(t *testing.T) {
 	before := old(t, cfg)
 	cfg.Request = "id 1"
 	out, err := Run(t.Context(), cfg)
-	if err != nil || out.Action != Restore || !out.Progress.Asked || out.Aside == "" {
+	if err != nil || out.Action != Restore || out.Progress.Reason != ReasonPending || out.Aside == "" {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	if n := count(t, cfg.DBPath); n != 100 {
@@ -121,6 +121,27 @@ func TestForcedRestore(t *testing.T) {
 	for i, want := range []string{"after request 2", "after request 3"} {
 		if b, err := os.ReadFile(filepath.Join(list[i], "app.db")); err != nil || string(b) != want {
 			t.Errorf("%s: %q, %v", list[i], b, err)
+		}
+	}
+}
+
+// A restore that is forced is made each time, and the request that was carried
+// out before stays so: a restart must not repeat it.
+func TestForceLeavesTheRequestsAlone(t *testing.T) {
+	cfg := config(t, filled(t, 10))
+	old(t, cfg)
+	cfg.Request = "id 1"
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Restore {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	for range 2 {
+		forced := cfg
+		forced.Request, forced.Force = "", true
+		if out, err := Run(t.Context(), forced); err != nil || out.Action != Restore || out.Aside == "" {
+			t.Fatalf("forced: %+v, %v", out, err)
+		}
+		if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start {
+			t.Fatalf("the restart after it: %+v, %v", out, err)
 		}
 	}
 }

@@ -28,7 +28,7 @@ const (
 // PID 1 also those of docker exec. Any of them may be writing to a database.
 // Those in the process groups that were told already are not told twice.
 func (r *run) sweep(budget time.Duration, force bool) {
-	left := others()
+	left := r.others()
 	if len(left) == 0 {
 		return
 	}
@@ -45,9 +45,9 @@ func (r *run) sweep(budget time.Duration, force bool) {
 	if r.noneBefore(time.Now().Add(grace), 0) {
 		return
 	}
-	r.cfg.Logger.Warn("killing processes that were left behind", "pids", pids(others()))
+	r.cfg.Logger.Warn("killing processes that were left behind", "pids", pids(r.others()))
 	if !r.noneBefore(time.Now().Add(patience), syscall.SIGKILL) {
-		r.cfg.Logger.Error("processes can't be killed", "pids", pids(others()))
+		r.cfg.Logger.Error("processes can't be killed", "pids", pids(r.others()))
 	}
 }
 
@@ -68,7 +68,7 @@ func (r *run) noneBefore(end time.Time, sig syscall.Signal) bool {
 	timeout := time.NewTimer(time.Until(end))
 	defer timeout.Stop()
 	for {
-		left := others()
+		left := r.others()
 		if len(left) == 0 {
 			return true
 		}
@@ -83,7 +83,7 @@ func (r *run) noneBefore(end time.Time, sig syscall.Signal) bool {
 		case <-insist:
 			return false
 		case <-timeout.C:
-			return len(others()) == 0
+			return len(r.others()) == 0
 		}
 	}
 }
@@ -129,7 +129,7 @@ func (p process) signal(sig syscall.Signal) {
 // others lists the processes that live and are ours to end: as PID 1 all of the
 // namespace, otherwise our descendants. Where /proc can't tell, PID 1 still can
 // end everybody: then the list is -1, as for kill(2).
-func others() []process {
+func (r *run) others() []process {
 	self := os.Getpid()
 	if self != 1 && !hasChildren() {
 		return nil // nor grandchildren: the orphans among them would be ours
@@ -144,11 +144,26 @@ func others() []process {
 	all := processes()
 	var left []process
 	for pid, p := range all {
-		if pid != self && (self == 1 || descends(pid, self, all)) {
+		if pid != self && (self == 1 || descends(pid, self, all)) && !slices.Contains(r.spared, pid) {
 			left = append(left, p)
 		}
 	}
 	return left
+}
+
+// ancestry returns a process of our PID namespace that came from the outside,
+// and those between it and there. It is nil for a process that is ours to end:
+// one that we or the app started, or that was left to us.
+func ancestry(pid int) []int {
+	self := os.Getpid()
+	var line []int
+	for all := processes(); pid > 0 && pid != self && len(line) < len(all); pid = all[pid].parent {
+		line = append(line, pid)
+	}
+	if pid != 0 {
+		return nil
+	}
+	return line
 }
 
 func descends(pid, from int, all map[int]process) bool {

@@ -22,7 +22,7 @@ func (s *Supervisor) reap() {
 	defer s.mu.Unlock()
 	for pid := ended(); pid > 0; pid = ended() {
 		p, ours := s.children[pid]
-		if ours && !told && s.scope == Group {
+		if ours && !told && !p.warned && s.scope == Group {
 			// The leader ended first, so its group is to end too. Until it is
 			// reaped, its number can't belong to anything else.
 			_ = syscall.Kill(-pid, tell)

@@ -12,8 +12,9 @@ import (
 // run is the state of one Run.
 type run struct {
 	*Supervisor
-	cfg   Config
-	procs []*child
+	cfg    Config
+	procs  []*child
+	spared []int // pids that the sweep leaves alone
 }
 
 // start runs the commands. It returns a result only if one could not start.
@@ -102,7 +103,7 @@ func (r *run) wait() *Result {
 		case <-r.died:
 		case <-r.signals.stopping:
 		case <-r.cfg.Abort:
-			return &Result{}
+			return &Result{Aborted: true}
 		}
 	}
 }
@@ -113,7 +114,7 @@ func (r *run) stop(res *Result) {
 	deadline := time.NewTimer(share)
 	defer deadline.Stop()
 
-	reason := "told to"
+	reason := "it was asked for"
 	switch {
 	case res.Exit.Err != nil:
 		reason = "a process could not be started"
@@ -130,6 +131,11 @@ func (r *run) stop(res *Result) {
 	// group of a leader that ended has been told by reap.
 	if res.StopSignal == 0 {
 		r.signalAll(r.signals.tell())
+		r.mu.Lock()
+		for _, p := range r.procs {
+			p.warned = true
+		}
+		r.mu.Unlock()
 	}
 
 	killed := false
@@ -156,6 +162,9 @@ func (r *run) stop(res *Result) {
 		}
 	}
 	r.report(res)
+	if res.Aborted && r.cfg.Spare != nil {
+		r.spared = ancestry(r.cfg.Spare())
+	}
 	r.sweep(time.Until(res.Began.Add(share)), killed)
 
 	if !res.decided {

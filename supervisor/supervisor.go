@@ -80,6 +80,11 @@ type Config struct {
 
 	// Abort ends the processes when it is closed, like a stop signal would.
 	Abort <-chan struct{}
+	// Spare returns the pid of a process that an abort leaves alone, or 0:
+	// whoever asked for the abort from the outside, by docker exec, waits for its
+	// outcome. So does the shell that runs it. It is never one that descends from
+	// us.
+	Spare func() int
 
 	Logger *slog.Logger
 }
@@ -108,6 +113,8 @@ type Result struct {
 	Exit Exit
 	// StopSignal is the signal that began the stop, or 0 if a process ended first.
 	StopSignal syscall.Signal
+	// Aborted says that the stop began by Config.Abort, and by nothing else.
+	Aborted bool
 	// Began is when the stop began: the start of the StopTimeout.
 	Began time.Time
 
@@ -133,6 +140,8 @@ type child struct {
 	gone bool // reaped
 	nth  int  // its place in the order in which they were reaped
 	told bool // reported
+
+	warned bool // its group has been told to stop, though no signal has come
 }
 
 // New takes all signals and starts to reap. Call it once, first of all. What
@@ -195,6 +204,7 @@ func (s *Supervisor) GaveUp() <-chan struct{} { return s.signals.gaveUp }
 
 // Run starts the commands, waits until the first of them ends, a stop signal
 // comes or cfg.Abort is closed, ends the others, and returns when none is left.
+// It can be called again afterwards.
 func (s *Supervisor) Run(cfg Config, commands []Command) Result {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
