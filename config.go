@@ -39,6 +39,7 @@ type Config struct {
 	MaxLag           time.Duration
 	SnapshotInterval time.Duration
 	Retention        time.Duration
+	VerifyInterval   time.Duration // 0: never
 	StopTimeout      time.Duration
 
 	HealthAddr    string // "" serves nothing
@@ -177,6 +178,9 @@ func (c *Config) read(s *source, command, environ []string) {
 		c.RestoreTimestamp = s.time("restore-timestamp")
 		c.OnStale = choose(s, "on-stale", "must be restore, to set a stale database aside and restore the newest state, or fail",
 			map[string]restore.OnStale{"restore": restore.RestoreStale, "fail": restore.FailStale})
+		if !no(s.get("verify-interval").value) {
+			c.VerifyInterval = s.duration("verify-interval", 100*24*time.Hour)
+		}
 		c.readProcesses(s, command, appEnviron(environ))
 	}
 	if s.command == "restore" {

@@ -378,6 +378,9 @@ type replication struct {
 	replicator *replicate.Replicator
 	cancel     context.CancelFunc
 	ended      chan struct{}
+
+	endDrills context.CancelFunc
+	noDrills  chan struct{} // closed when they have ended
 }
 
 // replicate starts to stream the database to the replica.
@@ -411,6 +414,12 @@ func (l *life) replicate() *replication {
 		r.replicator.Run(ctx)
 	}()
 	l.replicator.Store(r.replicator)
+	drilling, cancel := context.WithCancel(ctx)
+	r.endDrills, r.noDrills = cancel, make(chan struct{})
+	go func() {
+		defer close(r.noDrills)
+		l.drills(drilling)
+	}()
 	return r
 }
 
@@ -447,6 +456,8 @@ func (r *replication) finish(deadline time.Time) error {
 		case <-ctx.Done():
 		}
 	}()
+	r.endDrills()
+	<-r.noDrills
 	r.log.Info("last upload", "budget", time.Until(deadline).Round(time.Millisecond))
 	r.replicator.Stop()
 	select {

@@ -42,6 +42,7 @@ var options = []option{
 	{name: "max-lag", value: "10s", usage: "commits that wait for longer make /healthz unhealthy"},
 	{name: "snapshot-interval", value: "24h", usage: "`time` between full snapshots"},
 	{name: "retention", value: "168h", usage: "how far back in `time` the replica can restore"},
+	{name: "verify-interval", value: "off", only: onlyRun, usage: "restore the replica to a scratch file this `often` and check it, or off"},
 	{name: "process-type", value: "web", usage: "what COMMAND is, or which of the Procfile's types runs: web, worker, ..."},
 	{name: "procfile", only: onlyRun, usage: "run the processes of this `file` instead of COMMAND, one \"type: command\" a line"},
 	{name: "formation", only: onlyRun, usage: "how many of each type, like `web=1,worker=2` (default one of each)"},
@@ -73,10 +74,9 @@ var onlyRun = []string{"run"}
 // request for anything else is refused: a restore that was asked for must not
 // silently not happen.
 var later = map[string][]string{
-	"lease":           {"auto", "off"},
-	"lease-ttl":       {"60s"},
-	"lock-timeout":    {"90s"},
-	"verify-interval": {"off"},
+	"lease":        {"auto", "off"},
+	"lease-ttl":    {"60s"},
+	"lock-timeout": {"90s"},
 }
 
 func (o option) variable() string {

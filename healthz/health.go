@@ -27,6 +27,8 @@ type Health struct {
 	ready   bool
 	problem string // the newest failure, until a success
 	failure string // why the phase is Failed
+	drill   string // why the replica could not be restored when that was last tried
+	drilled time.Duration
 }
 
 // New returns the Health of a container that is starting.
@@ -134,6 +136,17 @@ func (h *Health) Restoring(r Restore) {
 	h.s.Restore = r
 }
 
+// Verified records the outcome of a drill: that the replica was restored and
+// checked, which took so long, or the sentence that says what was wrong with it.
+func (h *Health) Verified(at time.Time, took time.Duration, wrong string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.drill, h.drilled = wrong, took
+	if wrong == "" {
+		h.s.LastVerifiedAt = stamp(at)
+	}
+}
+
 // Process adds a process of the app, or takes it away again when gone is true.
 func (h *Health) Process(p Process, gone bool) {
 	h.mu.Lock()
@@ -175,6 +188,8 @@ func (h *Health) unhealthy(now time.Time) string {
 		since := time.Time(*h.s.PendingSince)
 		return fmt.Sprintf("commits since %s are not in the replica yet: for %s, more than --max-lag %s",
 			since.UTC().Format(time.RFC3339), now.Sub(since).Round(time.Second), h.cfg.MaxLag)
+	case h.drill != "":
+		return h.drill
 	case h.s.LastCheckedAt == nil:
 		return "the replica has not answered yet"
 	}

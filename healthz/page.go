@@ -89,6 +89,9 @@ func Rows(s Status, now time.Time) [][2]string {
 		add("Last checked", ago(s.LastCheckedAt, now, "no answer yet"))
 		add("Pending since", ago(s.PendingSince, now, "nothing is pending"))
 		add("Transaction", transactions(s))
+		if s.LastVerifiedAt != nil {
+			add("Last verified", ago(s.LastVerifiedAt, now, ""))
+		}
 	}
 	if s.Restore.State != RestoreNone {
 		add("Restore", restoreText(s.Restore))

@@ -143,6 +143,18 @@ func (h *Health) metrics() http.Handler {
 	gauge("restore_bytes_done", "Bytes read by the restore of this start.", func(s Status) float64 { return float64(s.Restore.BytesDone) })
 	gauge("restore_bytes_total", "Bytes to read for the restore of this start.", func(s Status) float64 { return float64(s.Restore.BytesTotal) })
 	gauge("restore_took_seconds", "How long the restore of this start took.", func(s Status) float64 { return s.Restore.TookSeconds })
+	gauge("last_verified_timestamp_seconds", "When the replica was last restored and checked in a drill; 0 when never.",
+		func(s Status) float64 { return seconds(s.LastVerifiedAt) })
+	gauge("verify_failed", "1 when the newest drill found that the replica can't be restored as it should be.", func(Status) float64 {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return float(h.drill != "")
+	})
+	gauge("verify_took_seconds", "How long the newest drill of this start took; 0 when there was none.", func(Status) float64 {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.drilled.Seconds()
+	})
 	gauge("processes", "Processes of the app that run.", func(s Status) float64 { return float64(len(s.Processes)) })
 	return promhttp.HandlerFor(prometheus.Gatherers{own, prometheus.DefaultGatherer}, promhttp.HandlerOpts{})
 }

@@ -125,6 +125,21 @@ func Compare(ctx context.Context, client Client, dbPath, stateDir string) (Findi
 	return f, nil
 }
 
+// SizeAt returns the size that the database at the path had after a transaction,
+// in bytes, if what was captured of that is still here.
+func SizeAt(dbPath string, txid ltx.TXID) (size int64, ok bool) {
+	here, err := listLocal(dbPath)
+	if err != nil || !slices.Contains(here.txids, txid) {
+		return 0, false
+	}
+	var h ltx.Header
+	b, err := here.header(txid)
+	if err != nil || h.UnmarshalBinary(b) != nil {
+		return 0, false
+	}
+	return int64(h.Commit) * int64(h.PageSize), true
+}
+
 // replicaEnd is the last transaction here that is known to be in the replica
 // because it goes further on the same line.
 func (f Finding) replicaEnd() ltx.TXID {

@@ -126,6 +126,23 @@ type plan struct {
 	gap     error           // why they don't lead to the newest, which was asked for
 }
 
+// gapError says that the files don't lead to the newest transaction.
+type gapError struct{ newest, missing ltx.TXID }
+
+func (e *gapError) Error() string {
+	return fmt.Sprintf("the replica goes on to transaction %s, but has no file with transaction %s", e.newest, e.missing)
+}
+
+// Unsound reports whether an error of Fetch is about what the replica holds, and
+// not about reaching it or about this machine.
+func Unsound(err error) bool {
+	var gap *gapError
+	var object *fetch.DamagedError
+	var database *DamagedError
+	return errors.As(err, &gap) || errors.As(err, &object) || errors.As(err, &database) ||
+		errors.Is(err, errNothing) || errors.Is(err, litestream.ErrTxNotAvailable)
+}
+
 // errNothing says that there is nothing that a restore could begin with.
 var errNothing = errors.New("the replica holds no backup")
 
@@ -160,7 +177,7 @@ func locate(ctx context.Context, cfg Config, txid ltx.TXID) (plan, error) {
 	}
 	if newest := c.newest(); newest > p.txid {
 		if p.older = txid != 0 || !cfg.Timestamp.IsZero(); !p.older {
-			p.gap = fmt.Errorf("the replica goes on to transaction %s, but has no file with transaction %s", newest, p.txid+1)
+			p.gap = &gapError{newest: newest, missing: p.txid + 1}
 		}
 	}
 	return p, nil

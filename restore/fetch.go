@@ -149,7 +149,7 @@ func (f *fetching) try(ctx context.Context, p plan) error {
 
 // assemble puts the database together and verifies it.
 func (f *fetching) assemble(ctx context.Context, files []*ltx.FileInfo) (*fetch.Plan, error) {
-	p, err := fetch.Open(ctx, f.client, files, fetch.Options{GiveUp: func(err error) bool {
+	p, err := fetch.Open(ctx, f.client, files, fetch.Options{Workers: f.cfg.Workers, GiveUp: func(err error) bool {
 		_, temporary := f.cfg.Explain(err)
 		return !temporary
 	}})

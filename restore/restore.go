@@ -56,6 +56,9 @@ type Config struct {
 	// is the newest.
 	Timestamp time.Time
 
+	// Workers bounds how many files are read at once; 0 is as many as pay.
+	Workers int
+
 	// Check is how what was restored is looked at before it counts.
 	Check Check
 

@@ -71,9 +71,11 @@ type Options struct {
 	// of a request are met by asking again for what is left of it, a few times.
 	GiveUp func(error) bool
 
-	piece   int64         // size of a read; 0: by the size of the plan
-	workers int           // 0: by the number of reads
-	pause   time.Duration // before the first repeated request, doubled each time; 0: firstPause
+	// Workers is how many reads are made at once; 0 is as many as pay.
+	Workers int
+
+	piece int64         // size of a read; 0: by the size of the plan
+	pause time.Duration // before the first repeated request, doubled each time; 0: firstPause
 }
 
 const (
@@ -312,8 +314,8 @@ func (j *job) find(ctx context.Context, files []*ltx.FileInfo, work chan<- *piec
 
 // workers is how many reads of these files are worth making at once.
 func (j *job) workers(files []*ltx.FileInfo) int {
-	if j.opt.workers != 0 {
-		return j.opt.workers
+	if j.opt.Workers != 0 {
+		return j.opt.Workers
 	}
 	var reads, size int64
 	for _, f := range files {

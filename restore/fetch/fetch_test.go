@@ -377,7 +377,7 @@ func FuzzFile(f *testing.F) {
 	f.Add(seed, false)
 	f.Add(seed, true)
 	f.Fuzz(func(t *testing.T, content []byte, large bool) {
-		opt := Options{piece: 1 << 20, workers: 2, pause: time.Nanosecond}
+		opt := Options{piece: 1 << 20, Workers: 2, pause: time.Nanosecond}
 		if large {
 			opt.piece = 1
 		}
