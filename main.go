@@ -403,6 +403,7 @@ func (l *life) replicate() *replication {
 		OnCapture:        func(txid replicate.TXID) { l.health.Captured(txid.String()) },
 		OnPending:        l.health.Pending,
 		OnError:          l.replicationError,
+		Dropping:         l.dropping,
 		Logger:           l.log,
 	}
 	if !l.compared {
@@ -434,8 +435,12 @@ func (l *life) replicationError(err error) {
 		return
 	}
 	sentence, _ := l.explain(err)
-	if errors.Is(err, replicate.ErrStale) {
+	var dropped *replicate.DroppedError
+	switch {
+	case errors.Is(err, replicate.ErrStale):
 		sentence = err.Error()
+	case errors.As(err, &dropped):
+		sentence = (&replicate.DroppedError{Err: errors.New(sentence)}).Error()
 	}
 	l.health.Problem(sentence)
 }

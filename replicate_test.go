@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -186,5 +187,50 @@ func TestARestartWithNothingToUpload(t *testing.T) {
 	}
 	if s.TXID == nil || s.ReplicaTXID == nil || *s.TXID != *s.ReplicaTXID {
 		t.Errorf("transactions %s and %s", text(s.TXID), text(s.ReplicaTXID))
+	}
+}
+
+// The bucket is away for long under an app that changes much: what piles up is
+// dropped before it takes more than the database is worth, health says so, a kill
+// in the meantime loses nothing, and all is in the bucket in the end.
+func TestABucketThatIsAwayForLong(t *testing.T) {
+	s3, vol := testbed.StartS3(t), newVolume(t)
+	db := vol.db(t)
+	proxy := testbed.StartProxy(t, s3.Addr)
+	settings := s3.Settings(proxy.URL(), db)
+	app := worker(t, db, "--every", "10ms", "--random", "--size", "500000", "--keep", "120")
+	c := testbed.StartContainer(t, settings, app...)
+	c.WaitHealth(20*time.Second, func(s healthz.Status) error {
+		if s.LastSyncedAt == nil {
+			return errors.New("nothing is uploaded yet")
+		}
+		return nil
+	})
+	proxy.Cut()
+	c.WaitHealth(60*time.Second, func(s healthz.Status) error {
+		if !strings.Contains(text(s.HealthError), "took too much room and was dropped") {
+			return fmt.Errorf("health says %s", text(s.HealthError))
+		}
+		return nil
+	})
+	captured := filepath.Join(filepath.Dir(db), ".app.db-litestream", "ltx", "0")
+	n := len(c.Acked())
+	c.WaitAcked(n+50, 20*time.Second)
+	if files, err := os.ReadDir(captured); err == nil && len(files) > 0 {
+		t.Errorf("%d files pile up again", len(files))
+	}
+	c.Kill()
+	proxy.Mend()
+	c = testbed.StartContainer(t, settings, worker(t, db, "--every", "0", "--count", "3")...)
+	if code := c.Wait(60 * time.Second); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	if said := c.Stderr.String(); strings.Contains(said, "stale") || strings.Contains(said, "msg=restored") {
+		t.Errorf("the log: %s", said)
+	}
+	restored := filepath.Join(t.TempDir(), "restored.db")
+	s3.OfficialRestore(restored)
+	if got, live := testbed.Entries(t, restored), testbed.Entries(t, db); !slices.Equal(got, live) || len(live) < 4 {
+		t.Errorf("the replica has %d entries, the database %d", len(got), len(live))
 	}
 }

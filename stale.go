@@ -23,6 +23,15 @@ func (l *life) adopt(file string, newest ltx.TXID) error {
 	return lineage.Adopt(l.cfg.StateDir(), file, newest)
 }
 
+// dropping notes what the live database goes on from, before what was captured
+// of it is dropped.
+func (l *life) dropping() error {
+	if err := openStateDir(l.cfg); err != nil {
+		return err
+	}
+	return lineage.Drop(l.cfg.StateDir(), l.cfg.DBPath, l.acked())
+}
+
 // admit says whether the database may be uploaded, where the replica did not
 // answer before the app was started. If it is stale, the app is stopped: what it
 // writes now is not going to be in the replica.

@@ -18,6 +18,9 @@ type adoption struct {
 	Device uint64   `json:"device"` // of the file, which keeps them when it is moved
 	Inode  uint64   `json:"inode"`
 	TXID   ltx.TXID `json:"txid"` // the newest that the replica had
+	// Next is the header of the transaction after it, of which nobody knows
+	// whether it got there: the answer to an upload can be lost.
+	Next []byte `json:"next,omitempty"`
 }
 
 func adoptionFile(stateDir string) string { return filepath.Join(stateDir, "adopted.json") }
@@ -26,11 +29,32 @@ func adoptionFile(stateDir string) string { return filepath.Join(stateDir, "adop
 // was its newest transaction, and is about to become the database: it goes on
 // from there, also when it was restored to an earlier point in time.
 func Adopt(stateDir, file string, txid ltx.TXID) error {
+	return adoption{TXID: txid}.write(stateDir, file)
+}
+
+// Drop notes the same of a database whose captured transactions are about to be
+// dropped: it goes on from acked, the newest that the replica has acknowledged,
+// and maybe has the next one too.
+func Drop(stateDir, dbPath string, acked ltx.TXID) error {
+	a := adoption{TXID: acked}
+	here, err := listLocal(dbPath)
+	if err != nil {
+		return err
+	}
+	if acked == 0 {
+		a.TXID = here.newest() // nothing better is known
+	} else if next, err := here.header(acked + 1); err == nil {
+		a.Next = next
+	}
+	return a.write(stateDir, dbPath)
+}
+
+// write notes it, for the file as it is now.
+func (a adoption) write(stateDir, file string) error {
 	fi, err := os.Stat(file)
 	if err != nil {
 		return err
 	}
-	a := adoption{TXID: txid}
 	a.Device, a.Inode = identity(fi)
 	b, err := json.Marshal(a)
 	if err != nil {
@@ -56,24 +80,20 @@ func Adopt(stateDir, file string, txid ltx.TXID) error {
 	return d.Sync()
 }
 
-// adopted returns what Adopt noted of the file that is at the path now, or 0.
-func adopted(dbPath, stateDir string) ltx.TXID {
+// adopted returns what was noted of the file that is at the path now.
+func adopted(dbPath, stateDir string) (a adoption) {
 	b, err := os.ReadFile(adoptionFile(stateDir))
-	if err != nil {
-		return 0
-	}
-	var a adoption
-	if json.Unmarshal(b, &a) != nil {
-		return 0
+	if err != nil || json.Unmarshal(b, &a) != nil {
+		return adoption{}
 	}
 	fi, err := os.Stat(dbPath)
 	if err != nil {
-		return 0
+		return adoption{}
 	}
 	if device, inode := identity(fi); device != a.Device || inode != a.Inode {
-		return 0
+		return adoption{}
 	}
-	return a.TXID
+	return a
 }
 
 func identity(fi os.FileInfo) (device, inode uint64) {

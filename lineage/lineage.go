@@ -106,7 +106,17 @@ func Compare(ctx context.Context, client Client, dbPath, stateDir string) (Findi
 		return f, nil
 	}
 	if f.Local == 0 {
-		f.Local = adopted(dbPath, stateDir)
+		a := adopted(dbPath, stateDir)
+		f.Local = a.TXID
+		if next := a.TXID + 1; a.Next != nil && f.Replica == next {
+			theirs, err := headerThere(ctx, client, next)
+			if err != nil {
+				return Finding{}, err
+			}
+			if bytes.Equal(a.Next, theirs) {
+				f.Local = next
+			}
+		}
 		f.Common = min(f.Local, f.Replica)
 	} else if f.Common, err = common(ctx, client, here, there); err != nil {
 		return Finding{}, err
@@ -289,14 +299,21 @@ func sameFile(ctx context.Context, client Client, here local, txid ltx.TXID) (bo
 	if err != nil {
 		return false, fmt.Errorf("look at what was captured: %w", err)
 	}
+	theirs, err := headerThere(ctx, client, txid)
+	return bytes.Equal(ours, theirs), err
+}
+
+// headerThere reads the header of a transaction in the replica, or less where the
+// file is shorter.
+func headerThere(ctx context.Context, client Client, txid ltx.TXID) ([]byte, error) {
 	rc, err := client.OpenLTXFile(ctx, 0, txid, txid, 0, ltx.HeaderSize)
 	if err != nil {
-		return false, fmt.Errorf("look at transaction %s in the replica: %w", txid, err)
+		return nil, fmt.Errorf("look at transaction %s in the replica: %w", txid, err)
 	}
 	defer func() { _ = rc.Close() }()
-	theirs, err := readHeader(rc)
+	b, err := readHeader(rc)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return false, fmt.Errorf("look at transaction %s in the replica: %w", txid, err)
+		return nil, fmt.Errorf("look at transaction %s in the replica: %w", txid, err)
 	}
-	return bytes.Equal(ours, theirs), nil
+	return b, nil
 }

@@ -127,6 +127,43 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// What was dropped is known by the position that was acknowledged; the transaction
+// that was on its way is ours if it is the very one.
+func TestDrop(t *testing.T) {
+	for name, c := range map[string]struct {
+		acked ltx.TXID
+		there []span
+		stale bool
+	}{
+		"as it was left":                  {5, small(1, 5, 7), false},
+		"one more, whose answer was lost": {5, small(1, 6, 7), false},
+		"one more, of somebody else":      {5, append(small(1, 5, 7), small(6, 6, 8)...), true},
+		"several more":                    {5, small(1, 7, 7), true},
+		"nothing acknowledged yet":        {0, small(1, 5, 7), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			db, bucket := filepath.Join(dir, "app.db"), filepath.Join(dir, "bucket")
+			if err := os.WriteFile(db, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			captured := filepath.Join(dir, ".app.db-litestream")
+			place(t, captured, small(4, 9, 7))
+			place(t, bucket, c.there)
+			if err := Drop(dir, db, c.acked); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.RemoveAll(captured); err != nil {
+				t.Fatal(err)
+			}
+			got, err := Compare(t.Context(), file.NewReplicaClient(bucket), db, dir)
+			if err != nil || got.Stale() != c.stale {
+				t.Errorf("%s, %v", got, err)
+			}
+		})
+	}
+}
+
 // What was adopted is a file, and not whatever has its name later.
 func TestAdoptionIsOfAFile(t *testing.T) {
 	dir := t.TempDir()
@@ -139,19 +176,19 @@ func TestAdoptionIsOfAFile(t *testing.T) {
 	if err := Adopt(dir, scratch, 5); err != nil {
 		t.Fatal(err)
 	}
-	if got := adopted(db, dir); got != 0 {
+	if got := adopted(db, dir).TXID; got != 0 {
 		t.Errorf("the database that is still there is taken for what was restored: %s", got)
 	}
 	if err := os.Rename(scratch, db); err != nil {
 		t.Fatal(err)
 	}
-	if got := adopted(db, dir); got != 5 {
+	if got := adopted(db, dir).TXID; got != 5 {
 		t.Errorf("adopted %s, not 5", got)
 	}
 	if err := os.WriteFile(adoptionFile(dir), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := adopted(db, dir); got != 0 {
+	if got := adopted(db, dir).TXID; got != 0 {
 		t.Errorf("a torn note says %s", got)
 	}
 }

@@ -52,6 +52,10 @@ type Config struct {
 	// Admit asked again. Nil admits.
 	Admit func(context.Context) error
 
+	// Dropping is called before what was captured is dropped: it must note what the
+	// database at the path goes on from. An error puts the dropping off. Optional.
+	Dropping func() error
+
 	// Anchor asks for a snapshot with the first upload: what the replica has so
 	// far is not what the database goes on from, and may have damaged files that
 	// whatever continues it would depend on.
@@ -104,6 +108,7 @@ type Replicator struct {
 	other bool // the file was replaced: what comes next is not its continuation
 
 	admitted bool
+	dropped  bool   // for want of room, and no snapshot has been uploaded since
 	baseline string // file of breakOff, until something was captured after it
 
 	anchored bool      // the snapshot that was asked for is in the replica
@@ -187,6 +192,7 @@ func (r *Replicator) turn(ctx context.Context) error {
 		if err := r.sync(ctx); err != nil {
 			return r.mend(ctx, err)
 		}
+		r.dropped = false
 	} else {
 		r.asks.answer(began, 0) // no database, no commits
 	}
@@ -305,6 +311,11 @@ func (r *Replicator) begun(pos ltx.Pos) error {
 // bucket whose newest files were deleted, or a folder of Litestream's that was
 // cleared. A snapshot has it all.
 func (r *Replicator) mend(ctx context.Context, err error) error {
+	if why := r.tooMuch(); why != "" {
+		r.cfg.Logger.Error("what was captured and can't be uploaded is dropped: when the replica is back it gets a fresh snapshot", "because", why)
+		r.dropped = true
+		return errors.Join(err, r.abandon(ctx))
+	}
 	var local *litestream.LTXError
 	if !errors.As(err, &local) || !errors.Is(err, os.ErrNotExist) && !errors.Is(err, litestream.ErrLTXCorrupted) {
 		return err
@@ -319,6 +330,11 @@ func (r *Replicator) mend(ctx context.Context, err error) error {
 // what it captures from now on, and may have captured just before, mixes the old
 // file with the new one's WAL.
 func (r *Replicator) abandon(ctx context.Context) error {
+	if r.cfg.Dropping != nil {
+		if err := r.cfg.Dropping(); err != nil {
+			return fmt.Errorf("note what the database goes on from: %w", err)
+		}
+	}
 	r.openForCompaction(nil, nil)
 	r.client.gone.Store(true)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -425,8 +441,20 @@ func (r *Replicator) setPending(since time.Time) {
 	hook(r.cfg.OnPending, since)
 }
 
+// DroppedError says that what could not be uploaded was dropped for want of room.
+// Nothing of the database is lost: a snapshot follows when the replica is back.
+type DroppedError struct{ Err error } // why it could not be uploaded
+
+func (e *DroppedError) Error() string {
+	return e.Err.Error() + "; what was captured meanwhile took too much room and was dropped, a fresh snapshot follows"
+}
+func (e *DroppedError) Unwrap() error { return e.Err }
+
 // tell reports a turn's end, and logs where it differs from the last one's.
 func (r *Replicator) tell(err error) {
+	if err != nil && r.dropped {
+		err = &DroppedError{err}
+	}
 	if r.cfg.OnError != nil {
 		r.cfg.OnError(err)
 	}

@@ -11,7 +11,9 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -53,6 +55,8 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	every := fs.Duration("every", time.Second, "worker: pause between two entries; 0 for none")
 	count := fs.Int("count", 0, "worker: end after so many entries; 0 for never")
 	size := fs.Int("size", 100, "worker: bytes of text in an entry")
+	random := fs.Bool("random", false, "worker: text that can't be packed")
+	keep := fs.Int("keep", 0, "worker: forget all but the newest so many entries; 0 forgets none")
 	exit := fs.Int("exit", 0, "worker: exit code at the end")
 	late := fs.Duration("late", 0, "make an empty file first, and the database in it only after this time")
 	pageSize := fs.Int("page-size", 0, "page size of a new database, in bytes; 0 is SQLite's choice")
@@ -77,7 +81,7 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	case "serve":
 		return 0, book.serve(ctx, *addr)
 	case "worker":
-		return *exit, book.work(ctx, *every, *count, *size)
+		return *exit, book.work(ctx, task{*every, *count, *size, *random, *keep})
 	}
 	return 0, fmt.Errorf("unknown command %q", args[0])
 }
@@ -159,22 +163,38 @@ func (g *guestbook) list(ctx context.Context, most int) ([]entry, error) {
 	return entries, rows.Err()
 }
 
+// task is what a worker is to write.
+type task struct {
+	every       time.Duration
+	count, size int
+	random      bool
+	keep        int
+}
+
 // work writes entries until it is told to stop.
-func (g *guestbook) work(ctx context.Context, every time.Duration, count, size int) error {
-	text := strings.Repeat("x", size)
-	for n := 1; count == 0 || n <= count; n++ {
+func (g *guestbook) work(ctx context.Context, t task) error {
+	text := strings.Repeat("x", t.size)
+	for n := 1; t.count == 0 || n <= t.count; n++ {
+		if t.random {
+			b := make([]byte, t.size/2)
+			_, _ = rand.Read(b) // never fails
+			text = hex.EncodeToString(b)
+		}
 		id, err := g.add(ctx, "worker", text)
+		if err == nil && t.keep > 0 {
+			_, err = g.ExecContext(ctx, "DELETE FROM entries WHERE id <= ?", id-int64(t.keep))
+		}
 		if errors.Is(err, context.Canceled) {
 			return nil
 		} else if err != nil {
 			return err
 		}
 		fmt.Println("ack", id)
-		if every > 0 {
+		if t.every > 0 {
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-time.After(every):
+			case <-time.After(t.every):
 			}
 		}
 	}
