@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -190,16 +191,25 @@ func TestARestartWithNothingToUpload(t *testing.T) {
 	}
 }
 
-// The bucket is away for long under an app that changes much: what piles up is
-// dropped before it takes more than the database is worth, health says so, a kill
-// in the meantime loses nothing, and all is in the bucket in the end.
+// The bucket is away for long, and the disk is nearly full: what piles up is
+// dropped before the app has no room, health says so, a kill in the meantime loses
+// nothing, and all is in the bucket in the end.
 func TestABucketThatIsAwayForLong(t *testing.T) {
-	s3, vol := testbed.StartS3(t), newVolume(t)
-	db := vol.db(t)
+	needRoot(t)
+	s3, dir := testbed.StartS3(t), t.TempDir()
+	db := filepath.Join(dir, "app.db")
+	// A disk of its own, which outlives the container.
+	disk := testbed.Start(t, nil, "unshare", "--mount", "sh", "-c", `mount -t tmpfs -o size=400m tmpfs "$0" && echo mounted && exec sleep 1000`, dir)
+	testbed.WaitOutput(disk, disk.Stdout, "mounted", 10*time.Second, testbed.Contains("mounted"))
+	inThere := fmt.Sprintf("/proc/%d/root%s", disk.Cmd.Process.Pid, dir)
 	proxy := testbed.StartProxy(t, s3.Addr)
-	settings := s3.Settings(proxy.URL(), db)
-	app := worker(t, db, "--every", "10ms", "--random", "--size", "500000", "--keep", "120")
-	c := testbed.StartContainer(t, settings, app...)
+	start := func(more ...string) *testbed.Container {
+		t.Helper()
+		args := []string{"-t", strconv.Itoa(disk.Cmd.Process.Pid), "-m", "--", testbed.SlashaInit(t), "--", testbed.Guestbook(t), "worker", "--db", db}
+		return testbed.Adopt(t, testbed.Start(t, s3.Settings(proxy.URL(), db), "nsenter", append(args, more...)...))
+	}
+	c := start("--every", "50ms", "--random", "--size", "10000", "--keep", "400")
+	c.WaitAcked(60, 20*time.Second)
 	c.WaitHealth(20*time.Second, func(s healthz.Status) error {
 		if s.LastSyncedAt == nil {
 			return errors.New("nothing is uploaded yet")
@@ -207,21 +217,32 @@ func TestABucketThatIsAwayForLong(t *testing.T) {
 		return nil
 	})
 	proxy.Cut()
+	filler, err := os.Create(filepath.Join(inThere, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = filler.Close() }()
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(inThere, &st); err != nil {
+		t.Fatal(err)
+	}
+	// 4 of 100 are left.
+	if err := syscall.Fallocate(int(filler.Fd()), 0, 0, (int64(st.Bavail)-int64(st.Blocks)/25)*int64(st.Bsize)); err != nil {
+		t.Fatal(err)
+	}
 	c.WaitHealth(60*time.Second, func(s healthz.Status) error {
 		if !strings.Contains(text(s.HealthError), "took too much room and was dropped") {
 			return fmt.Errorf("health says %s", text(s.HealthError))
 		}
 		return nil
 	})
-	captured := filepath.Join(filepath.Dir(db), ".app.db-litestream", "ltx", "0")
-	n := len(c.Acked())
-	c.WaitAcked(n+50, 20*time.Second)
-	if files, err := os.ReadDir(captured); err == nil && len(files) > 0 {
+	c.WaitAcked(len(c.Acked())+50, 20*time.Second)
+	if files, err := os.ReadDir(filepath.Join(inThere, ".app.db-litestream", "ltx", "0")); err == nil && len(files) > 0 {
 		t.Errorf("%d files pile up again", len(files))
 	}
 	c.Kill()
 	proxy.Mend()
-	c = testbed.StartContainer(t, settings, worker(t, db, "--every", "0", "--count", "3")...)
+	c = start("--every", "0", "--count", "3")
 	if code := c.Wait(60 * time.Second); code != 0 {
 		t.Errorf("exit %d", code)
 	}
@@ -230,7 +251,13 @@ func TestABucketThatIsAwayForLong(t *testing.T) {
 	}
 	restored := filepath.Join(t.TempDir(), "restored.db")
 	s3.OfficialRestore(restored)
-	if got, live := testbed.Entries(t, restored), testbed.Entries(t, db); !slices.Equal(got, live) || len(live) < 4 {
+	// SQLite does not follow the way through /proc.
+	copied := filepath.Join(t.TempDir(), "app.db")
+	copyFile(t, filepath.Join(inThere, "app.db"), copied)
+	if _, err := os.Stat(filepath.Join(inThere, "app.db-wal")); err == nil {
+		copyFile(t, filepath.Join(inThere, "app.db-wal"), copied+"-wal")
+	}
+	if got, live := testbed.Entries(t, restored), testbed.Entries(t, copied); !slices.Equal(got, live) || len(live) < 100 {
 		t.Errorf("the replica has %d entries, the database %d", len(got), len(live))
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/superfly/ltx"
 
@@ -26,7 +27,7 @@ func (l *life) adopt(file string, newest ltx.TXID) error {
 // dropping notes what the live database goes on from, before what was captured
 // of it is dropped.
 func (l *life) dropping() error {
-	if err := openStateDir(l.cfg); err != nil {
+	if err := os.MkdirAll(l.cfg.StateDir(), 0o711); err != nil {
 		return err
 	}
 	return lineage.Drop(l.cfg.StateDir(), l.cfg.DBPath, l.acked())

@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -48,4 +49,25 @@ func (r *Replicator) tooMuch() string {
 		return fmt.Sprintf("it takes %d MB, and less than 5%% of the disk is free", backlog>>20)
 	}
 	return ""
+}
+
+// noteDropping calls Config.Dropping. On a disk that is full even for a note, the
+// newest file that is going to be dropped makes room for it: what the WAL no longer
+// shows as its continuation leads to a snapshot, also after a crash right here.
+func (r *Replicator) noteDropping() error {
+	if r.cfg.Dropping == nil {
+		return nil
+	}
+	err := r.cfg.Dropping()
+	if !errors.Is(err, syscall.ENOSPC) {
+		return err
+	}
+	minTXID, maxTXID, listErr := r.db.MaxLTX()
+	if listErr != nil || maxTXID == 0 {
+		return err
+	}
+	if removeErr := os.Remove(r.db.LTXPath(0, minTXID, maxTXID)); removeErr != nil {
+		return errors.Join(err, removeErr)
+	}
+	return r.cfg.Dropping()
 }

@@ -330,10 +330,8 @@ func (r *Replicator) mend(ctx context.Context, err error) error {
 // what it captures from now on, and may have captured just before, mixes the old
 // file with the new one's WAL.
 func (r *Replicator) abandon(ctx context.Context) error {
-	if r.cfg.Dropping != nil {
-		if err := r.cfg.Dropping(); err != nil {
-			return fmt.Errorf("note what the database goes on from: %w", err)
-		}
+	if err := r.noteDropping(); err != nil {
+		return fmt.Errorf("note what the database goes on from: %w", err)
 	}
 	r.openForCompaction(nil, nil)
 	r.client.gone.Store(true)
