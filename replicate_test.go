@@ -227,7 +227,8 @@ func TestABucketThatIsAwayForLong(t *testing.T) {
 		t.Fatal(err)
 	}
 	// 4 of 100 are left.
-	if err := syscall.Fallocate(int(filler.Fd()), 0, 0, (int64(st.Bavail)-int64(st.Blocks)/25)*int64(st.Bsize)); err != nil {
+	fill := (int64(st.Bavail) - int64(st.Blocks)/25) * int64(st.Bsize) //nolint:unconvert // other types on other architectures
+	if err := syscall.Fallocate(int(filler.Fd()), 0, 0, fill); err != nil {
 		t.Fatal(err)
 	}
 	c.WaitHealth(60*time.Second, func(s healthz.Status) error {
