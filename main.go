@@ -152,9 +152,13 @@ func (l *life) openStorage() error {
 		sc := l.cfg.Storage()
 		sc.Logger = l.log
 		sc.OnResult = func(r storage.Result) {
+			outcome := "ok"
 			if r.Err == nil {
 				l.health.Checked(r.At)
+			} else {
+				outcome = string(l.client.Explain(r.Err).Class)
 			}
+			l.health.Requested(r.Op, r.Took, outcome)
 		}
 		client, err := storage.Open(sc)
 		if err != nil {

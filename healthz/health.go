@@ -19,8 +19,9 @@ type Config struct {
 // Health is the memory of one container. It is safe for concurrent use; none
 // of its methods blocks on anything but its own short lock.
 type Health struct {
-	cfg Config
-	now func() time.Time
+	cfg    Config
+	now    func() time.Time
+	meters meters
 
 	mu      sync.Mutex
 	s       Status
@@ -34,8 +35,9 @@ type Health struct {
 // New returns the Health of a container that is starting.
 func New(cfg Config) *Health {
 	return &Health{
-		cfg: cfg,
-		now: time.Now,
+		cfg:    cfg,
+		now:    time.Now,
+		meters: newMeters(),
 		s: Status{
 			Phase:     Starting,
 			Enabled:   cfg.Enabled,
@@ -92,6 +94,9 @@ func (h *Health) Synced(captured time.Time, txid string) {
 	}
 	h.s.ReplicaTXID = text(txid)
 	h.problem = ""
+	if h.s.PendingSince != nil {
+		h.meters.lag.Observe(h.now().Sub(time.Time(*h.s.PendingSince)).Seconds())
+	}
 }
 
 // Checked records that the replica answered a request well at the given time.

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -145,5 +147,42 @@ func TestFetch(t *testing.T) {
 	}
 	if _, err := Fetch(t.Context(), "nonsense"); err == nil {
 		t.Error("nonsense is an address")
+	}
+}
+
+// The dashboard asks for what is there.
+func TestMetricsOfTheDashboard(t *testing.T) {
+	h := enabled()
+	at := start
+	h.Pending(at.Add(-70 * time.Millisecond))
+	h.Synced(at, "1")
+	h.Requested("write", 30*time.Millisecond, "ok")
+	h.Requested("write", time.Second, "access key")
+	rec := httptest.NewRecorder()
+	h.Handler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
+	served := rec.Body.String()
+	for _, want := range []string{
+		`slasha_init_requests_total{op="write",outcome="ok"} 1`,
+		`slasha_init_requests_total{op="write",outcome="access key"} 1`,
+		`slasha_init_request_seconds_bucket{op="write",le="0.05"} 1`,
+		`slasha_init_lag_seconds_count 1`,
+		`slasha_init_lag_seconds_bucket{le="0.05"} 0`,
+	} {
+		if !strings.Contains(served, want+"\n") {
+			t.Errorf("no %s", want)
+		}
+	}
+	dashboard, err := os.ReadFile("../docs/grafana.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`slasha_init_[a-z_]+`).FindAllString(string(dashboard), -1)
+	if len(names) < 10 || !json.Valid(dashboard) {
+		t.Errorf("the dashboard names %d metrics", len(names))
+	}
+	for _, name := range names {
+		if !strings.Contains(served, "\n"+name+"{") && !strings.Contains(served, "\n"+name+" ") {
+			t.Errorf("the dashboard asks for %s, which is not served", name)
+		}
 	}
 }
