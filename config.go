@@ -40,6 +40,7 @@ type Config struct {
 	SnapshotInterval time.Duration
 	Retention        time.Duration
 	VerifyInterval   time.Duration // 0: never
+	LockTimeout      time.Duration
 	StopTimeout      time.Duration
 
 	HealthAddr    string // "" serves nothing
@@ -178,6 +179,7 @@ func (c *Config) read(s *source, command, environ []string) {
 		c.RestoreTimestamp = s.time("restore-timestamp")
 		c.OnStale = choose(s, "on-stale", "must be restore, to set a stale database aside and restore the newest state, or fail",
 			map[string]restore.OnStale{"restore": restore.RestoreStale, "fail": restore.FailStale})
+		c.LockTimeout = s.duration("lock-timeout", 24*time.Hour)
 		if !no(s.get("verify-interval").value) {
 			c.VerifyInterval = s.duration("verify-interval", 100*24*time.Hour)
 		}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -59,6 +60,9 @@ type life struct {
 	compared bool   // the database is known to continue the replica
 	anchored func() // to call when the replica has a snapshot; nil: it needs none
 
+	locks     locks
+	following bool // another instance leads
+
 	orders     orders
 	replicator atomic.Pointer[replicate.Replicator] // nil while nothing is replicated
 }
@@ -95,8 +99,17 @@ func run(args, environ []string) int {
 	}
 	defer l.closePage(page)
 
+	// One instance leads on a volume: where there is none yet, after it is there.
+	if code, ok := l.lead(); !ok {
+		return code
+	}
+	defer l.unlock()
+
 	// The right database, or none of our doing.
 	if code, ok := l.restore(); !ok {
+		return code
+	}
+	if code, ok := l.lead(); !ok {
 		return code
 	}
 
@@ -203,7 +216,7 @@ func (l *life) enter(p healthz.Phase) {
 // restore brings the right database to its path. When it returns false the
 // app must not be started, and the container ends with the code.
 func (l *life) restore() (code int, ok bool) {
-	if l.client == nil {
+	if l.client == nil || l.following {
 		stopped := l.stopped(&code)
 		return code, !stopped
 	}
@@ -267,6 +280,7 @@ func (l *life) restoreConfig(cfg restore.Config) restore.Config {
 	cfg.Patience = restorePatience
 	cfg.Check = l.cfg.RestoreCheck
 	cfg.Seal = l.seal
+	cfg.InUse = l.inUse
 	cfg.Compare = l.compare
 	cfg.OnStale = l.cfg.OnStale
 	cfg.Adopt = l.adopt
@@ -383,8 +397,8 @@ type replication struct {
 	cancel     context.CancelFunc
 	ended      chan struct{}
 
-	endDrills context.CancelFunc
-	noDrills  chan struct{} // closed when they have ended
+	endRest context.CancelFunc // ends all but the uploads
+	leads   bool               // this instance replicates; to be read when it has ended
 }
 
 // replicate starts to stream the database to the replica.
@@ -414,16 +428,19 @@ func (l *life) replicate() *replication {
 		cfg.Admit = l.admit
 	}
 	r.replicator = replicate.New(cfg)
+	rest, endRest := context.WithCancel(ctx)
+	r.endRest = endRest
 	go func() {
 		defer close(r.ended)
+		if l.following && !l.takeOver(rest) {
+			return
+		}
+		r.leads = true
+		l.replicator.Store(r.replicator)
+		var drills sync.WaitGroup
+		drills.Go(func() { l.drills(rest) })
 		r.replicator.Run(ctx)
-	}()
-	l.replicator.Store(r.replicator)
-	drilling, cancel := context.WithCancel(ctx)
-	r.endDrills, r.noDrills = cancel, make(chan struct{})
-	go func() {
-		defer close(r.noDrills)
-		l.drills(drilling)
+		drills.Wait()
 	}()
 	return r
 }
@@ -465,9 +482,10 @@ func (r *replication) finish(deadline time.Time) error {
 		case <-ctx.Done():
 		}
 	}()
-	r.endDrills()
-	<-r.noDrills
-	r.log.Info("last upload", "budget", time.Until(deadline).Round(time.Millisecond))
+	if r.life.replicator.Load() != nil {
+		r.log.Info("last upload", "budget", time.Until(deadline).Round(time.Millisecond))
+	}
+	r.endRest()
 	r.replicator.Stop()
 	select {
 	case <-r.ended:
@@ -475,6 +493,12 @@ func (r *replication) finish(deadline time.Time) error {
 		r.cancel()
 		<-r.ended // its requests end with their context
 	}
+	defer r.cancel()
+	if !r.leads {
+		r.log.Info("what was written last is for the leader to upload")
+		return nil
+	}
+	r.following = false
 	err := r.replicator.Finish(ctx)
 	r.life.replicator.Store(nil)
 	if err != nil {

@@ -51,6 +51,7 @@ var options = []option{
 	{name: "no-new-privs", bare: "true", only: onlyRun, usage: "keep the app from gaining privileges by setuid programs"},
 	{name: "signal-scope", value: "group", only: onlyRun, usage: "who gets signals: `group`, all that the command started, or child, the command alone"},
 	{name: "stop-signal", only: onlyRun, usage: "`signal` that the app is stopped by (default the one that came, or TERM)"},
+	{name: "lock-timeout", value: "90s", only: onlyRun, usage: "for how much `time` a web process waits for another instance on the same volume to leave"},
 	{name: "stop-timeout", value: "9s", usage: "`time` for a whole stop, the app and the last upload"},
 	{name: "kill-on-parent-death", bare: "TERM", only: onlyRun, usage: "stop when our parent dies, as by this `signal` (without a value TERM)"},
 	{name: "health-addr", value: ":9180", usage: "`address` of the health page; port 0 takes a free one, off serves none"},
@@ -74,9 +75,8 @@ var onlyRun = []string{"run"}
 // request for anything else is refused: a restore that was asked for must not
 // silently not happen.
 var later = map[string][]string{
-	"lease":        {"auto", "off"},
-	"lease-ttl":    {"60s"},
-	"lock-timeout": {"90s"},
+	"lease":     {"auto", "off"},
+	"lease-ttl": {"60s"},
 }
 
 func (o option) variable() string {

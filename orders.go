@@ -169,6 +169,9 @@ func (l *life) restoreNow(ctx context.Context, asked control.Order) (control.Res
 	if phase := l.health.Status().Phase; phase != healthz.Running {
 		return control.Restored{}, &control.Refusal{Why: fmt.Sprintf("the container is %s; a restore can be made while it runs", phase)}
 	}
+	if err := l.inUse(); err != nil {
+		return control.Restored{}, &control.Refusal{Why: err.Error() + "; the app goes on"}
+	}
 	look, cancel := context.WithTimeout(ctx, foreseeing)
 	defer cancel()
 	if _, err := restore.Foresee(look, l.restoreConfig(restore.Config{Timestamp: asked.Timestamp})); err != nil {

@@ -28,6 +28,7 @@ type Health struct {
 	ready   bool
 	problem string // the newest failure, until a success
 	failure string // why the phase is Failed
+	follows bool   // another instance replicates
 	drill   string // why the replica could not be restored when that was last tried
 	drilled time.Duration
 }
@@ -141,6 +142,18 @@ func (h *Health) Restoring(r Restore) {
 	h.s.Restore = r
 }
 
+// Following records that another instance replicates this database, or that it
+// does no longer.
+func (h *Health) Following(follows bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.follows = follows
+	h.s.Lease.State = "off"
+	if follows {
+		h.s.Lease.State = "following"
+	}
+}
+
 // Verified records the outcome of a drill: that the replica was restored and
 // checked, which took so long, or the sentence that says what was wrong with it.
 func (h *Health) Verified(at time.Time, took time.Duration, wrong string) {
@@ -185,6 +198,8 @@ func (h *Health) unhealthy(now time.Time) string {
 		return ""
 	case h.problem != "":
 		return h.problem
+	case h.follows:
+		return ""
 	case h.s.Phase == Waiting:
 		return "waiting for another instance to leave this database"
 	case h.s.Phase == Restoring:

@@ -68,6 +68,8 @@ func lead(s Status) string {
 		return *s.HealthError
 	case !s.Enabled:
 		return "No --db-path and no --bucket are set: the app is supervised, nothing is replicated."
+	case s.Lease.State == "following":
+		return "Another instance on this volume copies the commits of " + s.DBPath + " to the replica."
 	default:
 		return "Commits of " + s.DBPath + " are copied to the replica."
 	}
@@ -96,7 +98,11 @@ func Rows(s Status, now time.Time) [][2]string {
 	if s.Restore.State != RestoreNone {
 		add("Restore", restoreText(s.Restore))
 	}
-	if s.Lease.State != "off" {
+	switch s.Lease.State {
+	case "off":
+	case "following":
+		add("Leader", "another instance on this volume")
+	default:
 		add("Lease", fmt.Sprintf("%s, epoch %d", s.Lease.State, s.Lease.Epoch))
 	}
 	var procs []string

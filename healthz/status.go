@@ -117,7 +117,7 @@ type Restore struct {
 
 // Lease is the right to write the replica.
 type Lease struct {
-	State string `json:"state"`
+	State string `json:"state"` // "off", or "following": another instance on this volume replicates
 	Epoch uint64 `json:"epoch"`
 }
 

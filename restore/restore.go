@@ -74,6 +74,10 @@ type Config struct {
 	// on. Optional.
 	Adopt func(file string, newest ltx.TXID) error
 
+	// InUse says why a database that is there must not be replaced now, because
+	// somebody else has it open. Nil takes nobody to have.
+	InUse func() error
+
 	// Seal is called before a state that is older than the replica's newest takes
 	// the database's place. What is uploaded from then on is a new line; it must
 	// not be merged with the old one, which would then be lost. Required with
@@ -205,6 +209,9 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 		}
 		out.Compared = true
 	case Restore:
+		if err := inUse(cfg, facts.Database); err != nil {
+			return out, err
+		}
 		out.Progress, out.Aside, err = restore(ctx, cfg, facts, p)
 		out.Compared = err == nil
 	}
@@ -214,6 +221,17 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 		return out, errors.Join(err, ctx.Err())
 	}
 	return out, err
+}
+
+// inUse refuses to replace a database that somebody else has open.
+func inUse(cfg Config, db Database) error {
+	if cfg.InUse == nil || db != Present {
+		return nil
+	}
+	if err := cfg.InUse(); err != nil {
+		return &Failure{Sentence: "the database can't be replaced: " + err.Error(), Err: err}
+	}
+	return nil
 }
 
 // newLineFile is there as long as the replica lacks a snapshot of the new line.
