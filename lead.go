@@ -166,10 +166,12 @@ func (l *life) tryLock(name string) *lock.HeldError {
 	if _, err := os.Stat(filepath.Dir(l.cfg.DBPath)); errors.Is(err, os.ErrNotExist) {
 		return nil // a restore makes the folder; nobody else is there yet
 	}
-	err := openStateDir(l.cfg)
 	var mine *lock.Lock
-	if err == nil {
-		mine, err = lock.Try(l.lockFile(name), whoWeAre())
+	err := os.ErrNotExist
+	for n := 0; errors.Is(err, os.ErrNotExist) && n < 100; n++ { // who leaves removes an empty folder
+		if err = openStateDir(l.cfg); err == nil {
+			mine, err = lock.Try(l.lockFile(name), whoWeAre())
+		}
 	}
 	var held *lock.HeldError
 	switch {
@@ -210,9 +212,13 @@ func whoWeAre() string {
 
 // unlock lets the next one lead. It comes after the last upload.
 func (l *life) unlock() {
+	if l.client == nil {
+		return
+	}
 	for _, name := range []string{"follow", "lead", "web"} {
 		l.locks.release(name)
 	}
+	_ = os.Remove(l.cfg.StateDir()) // if it is empty: nothing has happened here
 }
 
 // takeOver waits until the leader is gone, and reports whether this instance leads

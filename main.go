@@ -100,10 +100,10 @@ func run(args, environ []string) int {
 	defer l.closePage(page)
 
 	// One instance leads on a volume: where there is none yet, after it is there.
+	defer l.unlock()
 	if code, ok := l.lead(); !ok {
 		return code
 	}
-	defer l.unlock()
 
 	// The right database, or none of our doing.
 	if code, ok := l.restore(); !ok {

@@ -28,7 +28,10 @@ func (e *HeldError) Error() string {
 }
 
 // Lock is held until it is released or the process ends.
-type Lock struct{ file *os.File }
+type Lock struct {
+	file  *os.File
+	alone bool
+}
 
 // Try takes the lock at the path, and notes in the file who has it. It does not
 // wait: the error is a *HeldError when another process has it, alone or shared. Any
@@ -49,34 +52,50 @@ func Try(path, who string) (*Lock, error) {
 func Share(path string) (*Lock, error) { return take(path, syscall.LOCK_SH) }
 
 func take(path string, how int) (*Lock, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
-	if errors.Is(err, os.ErrPermission) {
-		f, err = os.Open(path) // another user's; reading is enough to lock it
-	}
-	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
-	}
 	for {
-		err = syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB)
-		if !errors.Is(err, syscall.EINTR) {
-			break
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+		if errors.Is(err, os.ErrPermission) {
+			f, err = os.Open(path) // another user's; reading is enough to lock it
 		}
+		if err != nil {
+			return nil, fmt.Errorf("lock: %w", err)
+		}
+		err = syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case errors.Is(err, syscall.EWOULDBLOCK):
+			by := holder(f)
+			_ = f.Close()
+			return nil, &HeldError{By: by}
+		case err != nil:
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		case isAt(f, path):
+			return &Lock{file: f, alone: how == syscall.LOCK_EX}, nil
+		}
+		_ = f.Close() // removed by who had it, between our two steps
 	}
-	switch {
-	case errors.Is(err, syscall.EWOULDBLOCK):
-		by := holder(f)
-		_ = f.Close()
-		return nil, &HeldError{By: by}
-	case err != nil:
-		_ = f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return &Lock{file: f}, nil
 }
 
-// Release gives the lock back. The file stays: who removes it can take it from
-// under somebody who has just opened it.
-func (l *Lock) Release() error { return l.file.Close() }
+// isAt reports whether a file is still the one at the path.
+func isAt(f *os.File, path string) bool {
+	mine, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(path)
+	return err == nil && os.SameFile(mine, there)
+}
+
+// Release gives the lock back. Who has it alone removes the file first: whoever has
+// opened it meanwhile finds that it is no longer at its path.
+func (l *Lock) Release() error {
+	var err error
+	if l.alone {
+		err = os.Remove(l.file.Name())
+	}
+	return errors.Join(err, l.file.Close())
+}
 
 // longestNote is how much of the file is told, in bytes.
 const longestNote = 200

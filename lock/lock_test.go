@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -34,6 +36,35 @@ func TestOneHasIt(t *testing.T) {
 	}
 	if _, err := Try(filepath.Join(t.TempDir(), "no", "folder"), ""); err == nil || errors.As(err, &held) {
 		t.Errorf("without a folder: %v", err)
+	}
+}
+
+// Whoever comes first has it alone, however many come and go.
+func TestNeverTwo(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	var inside, turns atomic.Int32
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for turns.Load() < 2000 {
+				l, err := Try(path, "")
+				if err != nil {
+					continue
+				}
+				if inside.Add(1) != 1 {
+					t.Error("two have it")
+				}
+				turns.Add(1)
+				inside.Add(-1)
+				if err := l.Release(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file is left: %v", err)
 	}
 }
 
