@@ -44,7 +44,7 @@ type restoreCase struct {
 	rows       int // of about 1 KiB, in the snapshot
 	increments int // files after it, of a few rows each
 	v3         bool
-	alone      bool // for how our own memory grows
+	alone      bool // only ours
 }
 
 // BenchmarkRestore compares restores in one run: ours with its verification on,
@@ -59,12 +59,14 @@ func BenchmarkRestore(b *testing.B) {
 	fmt.Fprintf(&table, "%s/%s, %d CPUs, Linux %s, medians of %d rounds in turn, %s\n\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(),
 		unix.ByteSliceToString(u.Release[:]), *benchRounds, time.Now().UTC().Format(time.DateOnly))
 	table.WriteString("| replica | over | | time, s | ours is faster by | peak memory, MiB |\n|---|---|---|---|---|---|\n")
+	// Twice the size is for how our own memory grows. Of 20,000 files litestream
+	// 0.5.18 opens every one at once, which here ends the S3 server.
 	for _, c := range []restoreCase{
 		{name: fmt.Sprintf("%d MB, 33 increments", *benchMB), rows: large, increments: 33, v3: true},
 		{name: fmt.Sprintf("%d MB, 33 increments", 2**benchMB), rows: 2 * large, increments: 33, alone: true},
 		{name: fmt.Sprintf("%d MB, 1,000 increments", *benchMB/4), rows: large / 4, increments: 1000},
 		{name: "2,000 small increments", rows: 100, increments: 2000},
-		{name: "20,000 small increments", rows: 100, increments: 20_000},
+		{name: "20,000 small increments", rows: 100, increments: 20_000, alone: true},
 	} {
 		if *benchOnly == "" || strings.HasPrefix(c.name, *benchOnly) {
 			c.run(b, &table)
