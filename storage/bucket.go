@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -22,6 +23,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
 	"github.com/benbjohnson/litestream/s3"
 	"github.com/superfly/ltx"
 )
@@ -37,8 +39,8 @@ type bucket struct {
 	cfg    Config
 	region string // best guess until ready
 
-	mu    sync.Mutex
-	ready bool
+	turn  chan struct{} // has room for one, who makes the bucket ready: see Init
+	ready atomic.Bool
 	own   *awss3.Client
 	tell  *regionTeller
 }
@@ -67,7 +69,7 @@ func newBucket(cfg Config) (*bucket, error) {
 		c.ForcePathStyle = false
 	}
 
-	b := &bucket{ReplicaClient: c, cfg: cfg, region: cfg.Region}
+	b := &bucket{ReplicaClient: c, cfg: cfg, region: cfg.Region, turn: make(chan struct{}, 1)}
 	if b.region == "" {
 		b.region = cfg.Endpoint.Region
 	}
@@ -80,9 +82,17 @@ func newBucket(cfg Config) (*bucket, error) {
 // Init finds the bucket's region, once, and readies Litestream's client. A
 // failure is not remembered: the next call tries again.
 func (b *bucket) Init(ctx context.Context) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.ready {
+	if b.ready.Load() {
+		return nil
+	}
+	// Not a mutex: who waits here has a deadline of its own.
+	select {
+	case b.turn <- struct{}{}:
+		defer func() { <-b.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if b.ready.Load() {
 		return nil
 	}
 	if err := b.connect(ctx); err != nil {
@@ -103,7 +113,7 @@ func (b *bucket) Init(ctx context.Context) error {
 	if err := b.ReplicaClient.Init(ctx); err != nil {
 		return err
 	}
-	b.ready = true
+	b.ready.Store(true)
 	return nil
 }
 
@@ -136,7 +146,7 @@ func (b *bucket) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID lt
 	}
 	out, err := b.own.GetObject(ctx, &awss3.GetObjectInput{
 		Bucket: aws.String(b.Bucket),
-		Key:    aws.String(fmt.Sprintf("%s/%04x/%s", b.Path, level, ltx.FormatFilename(minTXID, maxTXID))),
+		Key:    aws.String(b.key(level, minTXID, maxTXID)),
 		Range:  aws.String(part),
 	})
 	if api := smithy.APIError(nil); errors.As(err, &api) && api.ErrorCode() == "NoSuchKey" {
@@ -148,6 +158,11 @@ func (b *bucket) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID lt
 	return out.Body, nil
 }
 
+// key is where Litestream keeps a file.
+func (b *bucket) key(level int, minTXID, maxTXID ltx.TXID) string {
+	return fmt.Sprintf("%s/%04x/%s", b.Path, level, ltx.FormatFilename(minTXID, maxTXID))
+}
+
 // first returns the first key of the replica, or "" when there is none.
 func (b *bucket) first(ctx context.Context) (string, error) {
 	out, err := b.own.ListObjectsV2(ctx, &awss3.ListObjectsV2Input{
@@ -155,8 +170,15 @@ func (b *bucket) first(ctx context.Context) (string, error) {
 		Prefix:  aws.String(b.Path + "/"),
 		MaxKeys: aws.Int32(1),
 	})
-	if err != nil || len(out.Contents) == 0 {
+	switch {
+	case err != nil:
 		return "", err
+	case out.Name == nil && out.IsTruncated == nil && out.KeyCount == nil && len(out.Contents) == 0:
+		// The SDK takes any page for an empty list: a login page with status 200
+		// would pass for a bucket without a backup.
+		return "", errNotS3
+	case len(out.Contents) == 0:
+		return "", nil
 	}
 	return aws.ToString(out.Contents[0].Key), nil
 }
@@ -166,7 +188,8 @@ func (b *bucket) connect(ctx context.Context) error {
 	b.tell = &regionTeller{next: newTransport()}
 	opts := []func(*config.LoadOptions) error{
 		config.WithRegion(b.region),
-		config.WithHTTPClient(&http.Client{Transport: b.tell}),
+		config.WithHTTPClient(&http.Client{Transport: b.tell, CheckRedirect: fewRedirects}),
+		config.WithLogger(logging.Nop{}), // it would write to stderr by itself, and what servers say
 		config.WithRetryer(func() aws.Retryer {
 			return retry.NewStandard(func(o *retry.StandardOptions) {
 				o.MaxAttempts = 3
@@ -193,6 +216,16 @@ func (b *bucket) connect(ctx context.Context) error {
 		// part of a file that it can't check it.
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 	})
+	return nil
+}
+
+// fewRedirects follows what keeps a request as it is, as the SDK's own HTTP client
+// does. The others turn an upload into a download, and show as an error.
+func fewRedirects(req *http.Request, via []*http.Request) error {
+	switch status := req.Response.StatusCode; {
+	case status != http.StatusTemporaryRedirect && status != http.StatusPermanentRedirect, len(via) > 3:
+		return http.ErrUseLastResponse
+	}
 	return nil
 }
 
@@ -249,11 +282,8 @@ func (t *regionTeller) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	region := res.Header.Get("X-Amz-Bucket-Region")
 	if region == "" && res.Body != nil {
-		head, readErr := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
-		if readErr != nil {
-			_ = res.Body.Close()
-			return nil, readErr
-		}
+		// An answer that breaks off still has a status, and reading on fails again.
+		head, _ := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
 		res.Body = struct {
 			io.Reader
 			io.Closer

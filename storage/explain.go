@@ -6,15 +6,19 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
+	"net/textproto"
 	"net/url"
 	"os"
 	"strings"
 	"syscall"
+	"time"
+	"unicode"
+	"unicode/utf8"
 
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
 )
 
@@ -39,10 +43,17 @@ const (
 	ClassThrottled Class = "throttled"
 	ClassQuota     Class = "quota"
 	ClassServer    Class = "server" // 5xx
-	ClassFolder    Class = "folder" // a local replica folder
-	ClassDisk      Class = "disk"   // our own disk
-	ClassCanceled  Class = "canceled"
-	ClassOther     Class = "other"
+
+	ClassEndpoint    Class = "endpoint"    // what answers is no S3 service
+	ClassUnsupported Class = "unsupported" // it is one, but lacks what we need
+	ClassSize        Class = "size"        // an upload is too large for it
+	ClassKMS         Class = "kms"         // the bucket's encryption key
+	ClassArchived    Class = "archived"    // a file can't be read from an archive
+
+	ClassFolder   Class = "folder" // a local replica folder
+	ClassDisk     Class = "disk"   // our own disk
+	ClassCanceled Class = "canceled"
+	ClassOther    Class = "other"
 )
 
 // Problem is an error of the replica, explained.
@@ -55,62 +66,19 @@ type Problem struct {
 	Temporary bool
 }
 
-// codes maps S3 error codes to classes. Sources: the Amazon S3 API reference's
-// list of error codes, and the code lists of MinIO, Ceph and versitygw.
-var codes = map[string]Class{
-	"InvalidAccessKeyId":                 ClassAccessKey,
-	"InvalidClientTokenId":               ClassAccessKey,
-	"UnrecognizedClientException":        ClassAccessKey,
-	"SignatureDoesNotMatch":              ClassSecret,
-	"InvalidSignatureException":          ClassSecret,
-	"ExpiredToken":                       ClassExpired,
-	"ExpiredTokenException":              ClassExpired,
-	"TokenRefreshRequired":               ClassExpired,
-	"InvalidToken":                       ClassExpired,
-	"NoSuchBucket":                       ClassBucket,
-	"InvalidBucketName":                  ClassBucket,
-	"AccessDenied":                       ClassDenied,
-	"AccountProblem":                     ClassDenied,
-	"AllAccessDisabled":                  ClassDenied,
-	"RequestTimeTooSkewed":               ClassClock,
-	"RequestExpired":                     ClassClock,
-	"AuthorizationHeaderMalformed":       ClassRegion,
-	"PermanentRedirect":                  ClassRegion,
-	"IllegalLocationConstraintException": ClassRegion,
-	"SlowDown":                           ClassThrottled,
-	"Throttling":                         ClassThrottled,
-	"ThrottlingException":                ClassThrottled,
-	"TooManyRequests":                    ClassThrottled,
-	"RequestLimitExceeded":               ClassThrottled,
-	"QuotaExceeded":                      ClassQuota,
-	"XMinioStorageFull":                  ClassQuota,
-	"InternalError":                      ClassServer,
-	"ServiceUnavailable":                 ClassServer,
-	"RequestTimeout":                     ClassTimeout,
-}
-
-// actions names the permission that an operation of the SDK needs.
-var actions = map[string]string{
-	"ListObjectsV2":           "s3:ListBucket",
-	"GetObject":               "s3:GetObject",
-	"HeadObject":              "s3:GetObject",
-	"PutObject":               "s3:PutObject",
-	"CreateMultipartUpload":   "s3:PutObject",
-	"UploadPart":              "s3:PutObject",
-	"CompleteMultipartUpload": "s3:PutObject",
-	"DeleteObject":            "s3:DeleteObject",
-	"DeleteObjects":           "s3:DeleteObject",
-}
-
 func explain(err error, cfg Config) Problem {
 	if err == nil {
 		return Problem{}
 	}
 	e := explainer{cfg: cfg, err: err}
-	for _, try := range []func() (Problem, bool){e.folder, e.local, e.service, e.secured, e.network} {
+	for _, try := range []func() (Problem, bool){e.folder, e.keyless, e.lookup, e.local, e.service, e.secured, e.network} {
 		if p, ok := try(); ok {
 			return p
 		}
+	}
+	var op *smithy.OperationError
+	if errors.As(err, &op) { // only what is inside: the rest are names and ids of requests
+		err = op.Err
 	}
 	return Problem{ClassOther, oneLine(err.Error()), true}
 }
@@ -144,6 +112,33 @@ func (e explainer) folder() (Problem, bool) {
 	return Problem{ClassFolder, fmt.Sprintf("%s: cannot %s %s: %v", e.where(), pathErr.Op, pathErr.Path, pathErr.Err), true}, true
 }
 
+// keyless explains that there is nothing to sign with. It comes before what a
+// service answered: that may be the one that should have given the keys.
+func (e explainer) keyless() (Problem, bool) {
+	if !errors.Is(e.err, errNoCredentials) || errors.Is(e.err, context.Canceled) {
+		return Problem{}, false
+	}
+	says := "no keys for " + e.where() + ": set --access-key-id and --secret-access-key"
+	if a := answerIn(e.err); a.code != "" {
+		says += fmt.Sprintf(" (the AWS_ settings were tried: %s)", shortCode(a.code))
+	}
+	return Problem{ClassNoKeys, says, false}, true
+}
+
+// lookup explains what the name server said, before a lookup that took too long
+// passes for a service that did.
+func (e explainer) lookup() (Problem, bool) {
+	var dns *net.DNSError
+	at := e.where() + " can't be reached: "
+	switch {
+	case !errors.As(e.err, &dns):
+		return Problem{}, false
+	case dns.IsNotFound:
+		return Problem{ClassDNS, at + fmt.Sprintf("there is no host %q (DNS)", dns.Name), true}, true
+	}
+	return Problem{ClassDNS, at + fmt.Sprintf("the name server did not resolve %q", dns.Name), true}, true
+}
+
 // local explains errors of this side: our own disk, our own deadline.
 func (e explainer) local() (Problem, bool) {
 	switch {
@@ -159,86 +154,15 @@ func (e explainer) local() (Problem, bool) {
 	return Problem{}, false
 }
 
-// service explains what an S3 server answered.
-func (e explainer) service() (Problem, bool) {
-	var api smithy.APIError
-	code := ""
-	if errors.As(e.err, &api) {
-		code = api.ErrorCode()
-	}
-	status := 0
-	var res *awshttp.ResponseError
-	if errors.As(e.err, &res) {
-		status = res.HTTPStatusCode()
-	}
-	class, known := codes[code]
-	if !known {
-		switch {
-		case status == http.StatusForbidden || status == http.StatusUnauthorized:
-			class = ClassDenied
-		case status == http.StatusTooManyRequests:
-			class = ClassThrottled
-		case status == http.StatusInsufficientStorage:
-			class = ClassQuota
-		case status >= 500:
-			class = ClassServer
-		case code != "" && status != 0:
-			return Problem{ClassOther, fmt.Sprintf("%s answered %s (status %d)", e.where(), oneLine(code), status), false}, true
-		default:
-			return Problem{}, false
-		}
-	}
-	tail := fmt.Sprintf(" (%s)", oneLine(code))
-	if code == "" {
-		tail = fmt.Sprintf(" (status %d)", status)
-	}
-	p := Problem{Class: class}
-	switch class {
-	case ClassAccessKey:
-		p.Sentence = e.where() + " refused the access key" + tail
-	case ClassSecret:
-		p.Sentence = e.where() + " refused the signature: the secret access key is wrong" + tail
-	case ClassExpired:
-		p.Sentence = e.where() + ": the temporary credentials have expired" + tail
-	case ClassBucket:
-		p.Sentence = fmt.Sprintf("there is no bucket %q at %s%s", e.cfg.Bucket, e.host(), tail)
-	case ClassDenied:
-		p.Sentence = fmt.Sprintf("%s denied access%s%s", e.where(), e.action(), tail)
-	case ClassClock:
-		p.Sentence = e.where() + " refused the request's time: this machine's clock is wrong" + tail
-	case ClassRegion:
-		p.Sentence = e.where() + " is in another region: set --region" + tail
-	case ClassQuota:
-		p.Sentence, p.Temporary = e.where()+" is full: its quota is used up"+tail, true
-	case ClassThrottled:
-		p.Sentence, p.Temporary = e.where()+" asks for fewer requests"+tail, true
-	case ClassTimeout:
-		p.Sentence, p.Temporary = e.where()+" did not receive the request in time"+tail, true
-	default:
-		p.Sentence, p.Temporary = fmt.Sprintf("the service of %s at %s has a fault of its own%s", e.where(), e.host(), tail), true
-	}
-	return p, true
-}
-
-func (e explainer) action() string {
-	var op *smithy.OperationError
-	if errors.As(e.err, &op) {
-		if a, ok := actions[op.OperationName]; ok {
-			return ": the key needs " + a
-		}
-	}
-	return ""
-}
-
-// secured explains what went wrong with TLS and with finding credentials.
+// secured explains what went wrong with TLS.
 func (e explainer) secured() (Problem, bool) {
 	var (
 		unknown  x509.UnknownAuthorityError
 		hostname x509.HostnameError
 		invalid  x509.CertificateInvalidError
 		record   tls.RecordHeaderError
-		alert    tls.AlertError
 		verify   *tls.CertificateVerificationError
+		op       *net.OpError
 	)
 	says := func(s string) (Problem, bool) {
 		return Problem{ClassTLS, fmt.Sprintf("%s: %s %s", e.where(), e.host(), s), false}, true
@@ -248,39 +172,42 @@ func (e explainer) secured() (Problem, bool) {
 		return says("has a certificate of an unknown authority: put its CA into the image and name the file in SSL_CERT_FILE")
 	case errors.As(e.err, &hostname):
 		return says("has a certificate for another host name")
+	case errors.As(e.err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert != nil:
+		now, from, to := time.Now().UTC(), invalid.Cert.NotBefore.UTC(), invalid.Cert.NotAfter.UTC()
+		if now.Before(from) {
+			return says(fmt.Sprintf("has a certificate that begins at %s, and by this machine's clock it is %s", stamp(from), stamp(now)))
+		}
+		return says(fmt.Sprintf("has a certificate that ended at %s, and by this machine's clock it is %s", stamp(to), stamp(now)))
 	case errors.As(e.err, &invalid):
 		return says("has an invalid certificate: " + oneLine(invalid.Error()))
 	case errors.As(e.err, &verify):
 		return says("has a certificate that can't be verified: " + oneLine(verify.Err.Error()))
 	case errors.As(e.err, &record), errors.Is(e.err, http.ErrSchemeMismatch):
 		return says("does not speak TLS on this port: write the endpoint with http://, or use the TLS port")
-	case errors.As(e.err, &alert):
-		return says("ended the TLS handshake: " + alert.Error())
-	}
-	if errors.Is(e.err, errNoCredentials) {
-		return Problem{ClassNoKeys, "no keys for " + e.where() + ": set --access-key-id and --secret-access-key", false}, true
+	case errors.As(e.err, &op) && (op.Op == "remote error" || op.Op == "local error"):
+		// How crypto/tls marks an alert; it has no type for it.
+		return says("and this client can't agree on TLS: " + oneLine(strings.TrimPrefix(op.Err.Error(), "tls: ")))
+	case notHTTP(e.err) == tlsRecord:
+		return says("wants TLS on this port: write the endpoint with https://")
 	}
 	return Problem{}, false
 }
 
+func stamp(t time.Time) string { return t.Format("2006-01-02 15:04 UTC") }
+
 // network explains why the service could not be reached.
 func (e explainer) network() (Problem, bool) {
-	var (
-		dns *net.DNSError
-		op  *net.OpError
-	)
+	var op *net.OpError
 	at := e.where() + " can't be reached: "
 	switch {
-	case errors.As(e.err, &dns) && dns.IsNotFound:
-		return Problem{ClassDNS, at + fmt.Sprintf("there is no host %q (DNS)", dns.Name), true}, true
-	case errors.As(e.err, &dns):
-		return Problem{ClassDNS, at + fmt.Sprintf("the name server did not resolve %q", dns.Name), true}, true
 	case errors.Is(e.err, syscall.ECONNREFUSED):
 		return Problem{ClassRefused, at + fmt.Sprintf("nothing listens at %s (connection refused)", e.host()), true}, true
 	case errors.Is(e.err, os.ErrDeadlineExceeded), isTimeout(e.err):
 		return Problem{ClassTimeout, at + fmt.Sprintf("%s does not answer (timeout)", e.host()), true}, true
-	case errors.Is(e.err, syscall.ECONNRESET), errors.Is(e.err, syscall.EPIPE):
+	case isCut(e.err):
 		return Problem{ClassNetwork, at + fmt.Sprintf("%s broke the connection off", e.host()), true}, true
+	case notHTTP(e.err) != "":
+		return Problem{ClassEndpoint, fmt.Sprintf("what answers at %s for %s does not speak HTTP: check --endpoint", e.host(), e.where()), true}, true
 	case errors.As(e.err, &op):
 		return Problem{ClassNetwork, at + oneLine(op.Err.Error()), true}, true
 	}
@@ -291,6 +218,44 @@ func (e explainer) network() (Problem, bool) {
 	return Problem{}, false
 }
 
+// isCut reports whether a connection ended before the answer did. An "unexpected
+// EOF" that is not out of a request or of the SDK's reading may be that of a
+// damaged file.
+func isCut(err error) bool {
+	var sent *url.Error
+	var read *smithy.DeserializationError
+	if (errors.As(err, &sent) || errors.As(err, &read)) && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
+		return true
+	}
+	return errors.Is(err, errCut) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
+}
+
+// tlsRecord is how an alert begins, which a TLS server sends to those who speak
+// plainly to it, as net/http quotes it.
+const tlsRecord = `\x15\x03`
+
+// notHTTP returns the beginning of an answer that is no HTTP, as net/http quotes
+// it; it has no type for a bad first line.
+func notHTTP(err error) string {
+	var sent *url.Error
+	var header textproto.ProtocolError
+	if errors.As(err, &header) {
+		return "?"
+	}
+	if !errors.As(err, &sent) {
+		return ""
+	}
+	_, line, found := strings.Cut(sent.Err.Error(), "malformed HTTP ")
+	if !found {
+		return ""
+	}
+	_, line, _ = strings.Cut(line, `"`)
+	if strings.HasPrefix(line, tlsRecord) {
+		return tlsRecord
+	}
+	return "?" + line
+}
+
 func isTimeout(err error) bool {
 	var t net.Error
 	return errors.As(err, &t) && t.Timeout()
@@ -298,14 +263,19 @@ func isTimeout(err error) bool {
 
 // oneLine keeps what others say short and printable.
 func oneLine(s string) string {
+	const most = 300
+	if len(s) > 8*most {
+		s = s[:8*most]
+	}
 	s = strings.Map(func(r rune) rune {
-		if isControlOrSpace(r) {
+		if !unicode.IsPrint(r) || r == utf8.RuneError {
 			return ' '
 		}
 		return r
 	}, s)
-	if len(s) > 300 {
-		s = s[:300] + "…"
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}
 	return s
 }

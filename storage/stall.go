@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -114,10 +115,13 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.watch.pause()
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = b.watch.cause(b.ctx, err)
+		err = b.watch.cause(b.ctx, fmt.Errorf("%w: %w", errCut, err))
 	}
 	return n, err
 }
+
+// errCut marks an answer that ended before its end.
+var errCut = errors.New("the connection broke off")
 
 func (b *body) Close() error {
 	defer b.watch.stop()

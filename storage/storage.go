@@ -12,7 +12,6 @@ package storage
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -23,7 +22,6 @@ import (
 	"github.com/benbjohnson/litestream"
 	"github.com/benbjohnson/litestream/file"
 	"github.com/superfly/ltx"
-	"golang.org/x/sys/unix"
 )
 
 // Config says where a replica lives and with which keys. All fields but Bucket
@@ -51,7 +49,7 @@ type Config struct {
 
 // Result is the outcome of one operation on the replica.
 type Result struct {
-	Op    string // "check", "list", "read", "write" or "delete"
+	Op    string // "check", "list", "read", "write", "delete" or "lease"
 	Level int    // LTX level of a write; -1 otherwise
 	At    time.Time
 	Took  time.Duration
@@ -73,6 +71,9 @@ type backend interface {
 	check(ctx context.Context) error
 	// empty reports whether nothing is there but what is ours (see OwnFolder).
 	empty(ctx context.Context) (bool, error)
+	// readOwn and writeOwn are ReadOwn and WriteOwn.
+	readOwn(ctx context.Context, name string) (Own, error)
+	writeOwn(ctx context.Context, name string, data []byte, ifTag string) (tag string, err error)
 }
 
 // OwnFolder is the folder of a replica that Litestream knows nothing of. It
@@ -232,48 +233,4 @@ func (c *Client) done(op string, level int, start time.Time, err error) error {
 		c.cfg.OnResult(res)
 	}
 	return err
-}
-
-// folder is a replica in a local folder.
-type folder struct {
-	*file.ReplicaClient
-	root string
-}
-
-// check accepts a folder that is not there yet, as Litestream makes it with the
-// first upload, if its nearest parent is a folder.
-func (f *folder) check(context.Context) error {
-	for dir := f.root; ; dir = filepath.Dir(dir) {
-		d, err := os.Open(dir)
-		if errors.Is(err, os.ErrNotExist) && dir != "/" {
-			continue
-		} else if err != nil {
-			return fmt.Errorf("open replica folder: %w", err)
-		}
-		_, err = d.Readdirnames(1)
-		_ = d.Close()
-		if err != nil && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("read replica folder: %w", err)
-		}
-		if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
-			return &os.PathError{Op: "write to", Path: dir, Err: err}
-		}
-		return nil
-	}
-}
-
-func (f *folder) empty(ctx context.Context) (bool, error) {
-	if err := f.check(ctx); err != nil {
-		return false, err
-	}
-	entries, err := os.ReadDir(f.root)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return false, err
-	}
-	for _, e := range entries {
-		if e.Name() != OwnFolder {
-			return false, nil
-		}
-	}
-	return true, nil
 }

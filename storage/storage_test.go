@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
@@ -45,21 +46,23 @@ func TestExplain(t *testing.T) {
 		temporary bool
 		want      string
 	}{
-		"key":        {apiError("PutObject", "InvalidAccessKeyId", 403), ClassAccessKey, false, `bucket "pics" refused the access key (InvalidAccessKeyId)`},
-		"secret":     {apiError("PutObject", "SignatureDoesNotMatch", 403), ClassSecret, false, `bucket "pics" refused the signature: the secret access key is wrong (SignatureDoesNotMatch)`},
-		"expired":    {apiError("PutObject", "ExpiredToken", 400), ClassExpired, false, "temporary credentials have expired"},
-		"bucket":     {apiError("ListObjectsV2", "NoSuchBucket", 404), ClassBucket, false, `there is no bucket "pics" at s3.example.com (NoSuchBucket)`},
-		"denied":     {apiError("PutObject", "AccessDenied", 403), ClassDenied, false, `denied access: the key needs s3:PutObject (AccessDenied)`},
-		"deletion":   {apiError("DeleteObjects", "AccessDenied", 403), ClassDenied, false, "s3:DeleteObject"},
-		"bare 403":   {apiError("ListObjectsV2", "", 403), ClassDenied, false, "s3:ListBucket (status 403)"},
-		"clock":      {apiError("PutObject", "RequestTimeTooSkewed", 403), ClassClock, false, "clock is wrong"},
-		"region":     {apiError("PutObject", "PermanentRedirect", 301), ClassRegion, false, "--region"},
-		"slow down":  {apiError("PutObject", "SlowDown", 503), ClassThrottled, true, "fewer requests"},
+		"key":       {apiError("PutObject", "InvalidAccessKeyId", 403), ClassAccessKey, false, `bucket "pics" refused the access key (InvalidAccessKeyId)`},
+		"secret":    {apiError("PutObject", "SignatureDoesNotMatch", 403), ClassSecret, false, `bucket "pics" refused the signature: the secret access key is wrong (SignatureDoesNotMatch)`},
+		"expired":   {apiError("PutObject", "ExpiredToken", 400), ClassExpired, false, "temporary credentials have expired"},
+		"bucket":    {apiError("ListObjectsV2", "NoSuchBucket", 404), ClassBucket, false, `there is no bucket "pics" at s3.example.com (NoSuchBucket)`},
+		"denied":    {apiError("PutObject", "AccessDenied", 403), ClassDenied, false, `denied access: the key needs s3:PutObject (AccessDenied)`},
+		"deletion":  {apiError("DeleteObjects", "AccessDenied", 403), ClassDenied, false, "s3:DeleteObject"},
+		"bare 403":  {apiError("ListObjectsV2", "", 403), ClassDenied, false, "without saying why, as a proxy or a firewall does (status 403)"},
+		"clock":     {apiError("PutObject", "RequestTimeTooSkewed", 403), ClassClock, false, "clock is wrong"},
+		"region":    {apiError("PutObject", "PermanentRedirect", 301), ClassRegion, false, "--region"},
+		"slow down": {apiError("PutObject", "SlowDown", 503), ClassThrottled, true, "fewer requests"},
+		// What the SDK gives when it has tried again too often of late.
+		"no retry":   {errors.Join(apiError("PutObject", "SlowDown", 503), ratelimit.QuotaExceededError{}), ClassThrottled, true, "fewer requests (SlowDown)"},
 		"bare 429":   {apiError("PutObject", "", 429), ClassThrottled, true, "fewer requests"},
 		"quota":      {apiError("PutObject", "QuotaExceeded", 403), ClassQuota, true, "quota"},
 		"5xx":        {apiError("PutObject", "InternalError", 500), ClassServer, true, "fault of its own"},
 		"bare 502":   {apiError("PutObject", "", 502), ClassServer, true, "fault of its own (status 502)"},
-		"unknown":    {apiError("PutObject", "Odd\x1bCode", 418), ClassOther, false, `answered Odd Code (status 418)`},
+		"unknown":    {apiError("PutObject", "Odd\x1bCode", 418), ClassOther, false, `refused PutObject (Odd Code, status 418)`},
 		"DNS":        {&net.OpError{Op: "dial", Err: &net.DNSError{Name: "s3.example.com", IsNotFound: true}}, ClassDNS, true, `no host "s3.example.com"`},
 		"DNS server": {&net.DNSError{Name: "s3.example.com", IsTimeout: true}, ClassDNS, true, "name server"},
 		"refused":    {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}, ClassRefused, true, "nothing listens at s3.example.com"},

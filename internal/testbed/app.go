@@ -93,14 +93,40 @@ func (c *Container) Get(method, path string) (int, http.Header) {
 // Acked returns the ids of the entries whose commit the app saw return.
 func (c *Container) Acked() []int64 {
 	var ids []int64
-	for _, line := range strings.Split(c.Stdout.String(), "\n") {
-		if n, ok := strings.CutPrefix(line, "ack "); ok {
-			if id, err := strconv.ParseInt(n, 10, 64); err == nil {
-				ids = append(ids, id)
-			}
-		}
+	for _, a := range c.Acks() {
+		ids = append(ids, a.ID)
 	}
 	return ids
+}
+
+// Ack is a commit that returned.
+type Ack struct {
+	ID int64
+	At time.Time // when it had returned; zero without the app's --stamp
+}
+
+// Acks returns the commits that the app saw return.
+func (c *Container) Acks() []Ack {
+	var acks []Ack
+	for line := range strings.Lines(c.Stdout.String()) {
+		if !strings.HasSuffix(line, "\n") {
+			break // still being written
+		}
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != "ack" {
+			continue
+		}
+		id, err := strconv.ParseInt(f[1], 10, 64)
+		if err != nil {
+			continue
+		}
+		a := Ack{ID: id}
+		if len(f) > 2 {
+			a.At, _ = time.Parse(time.RFC3339Nano, f[2])
+		}
+		acks = append(acks, a)
+	}
+	return acks
 }
 
 // WaitAcked waits until the app has seen so many commits return.

@@ -82,7 +82,7 @@ func startS3(t testing.TB, region string, secure bool) *S3 {
 	}
 	s.args = append(s.args, "posix", s.Dir)
 	s.Up()
-	s.admin("create-user", "--access", UserKey, "--secret", UserSecret, "--role", "admin")
+	s.GiveUser()
 	return s
 }
 
@@ -113,6 +113,12 @@ func (s *S3) URL() string {
 func (s *S3) RevokeUser() {
 	s.t.Helper()
 	s.admin("delete-user", "--access", UserKey)
+}
+
+// GiveUser makes the user's key, or gives it back after it was revoked.
+func (s *S3) GiveUser() {
+	s.t.Helper()
+	s.admin("create-user", "--access", UserKey, "--secret", UserSecret, "--role", "admin")
 }
 
 func (s *S3) admin(args ...string) {
@@ -160,7 +166,7 @@ func StartProxy(t testing.TB, upstream string) *Proxy {
 	t.Helper()
 	api := FreeAddr(t)
 	host, port, _ := splitAddr(api)
-	proc := Start(t, nil, Tool(t, "toxiproxy"), "-host", host, "-port", port)
+	proc := Start(t, []string{"LOG_LEVEL=error"}, Tool(t, "toxiproxy"), "-host", host, "-port", port)
 	p := &Proxy{Addr: FreeAddr(t), api: "http://" + api, t: t}
 	waitAnswer(t, proc, p.api+"/version")
 	p.call("/proxies", map[string]any{"name": "s3", "listen": p.Addr, "upstream": upstream, "enabled": true})

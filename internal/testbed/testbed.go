@@ -7,6 +7,7 @@ package testbed
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -178,8 +180,11 @@ func StartCmd(t testing.TB, cmd *exec.Cmd) *Process {
 			t.Errorf("a data race in %s", filepath.Base(name))
 		}
 		if t.Failed() {
-			t.Logf("%s wrote on stdout:\n%s", filepath.Base(name), tail(p.Stdout.String()))
-			t.Logf("%s wrote on stderr:\n%s", filepath.Base(name), tail(p.Stderr.String()))
+			for where, o := range map[string]*Output{"stdout": p.Stdout, "stderr": p.Stderr} {
+				if said := o.String(); said != "" {
+					t.Logf("%s wrote on %s:\n%s", filepath.Base(name), where, tail(said))
+				}
+			}
 		}
 	})
 	return p
@@ -279,16 +284,34 @@ func Eventually(t testing.TB, atMost time.Duration, ok func() error) {
 	}
 }
 
-// FreeAddr returns a loopback address where nothing listens.
+// FreeAddr returns a loopback address where nothing listens, and that no other test
+// gets. It is not one that the kernel gives to whoever asks for any (Linux: from
+// 32768 on), which could be anybody's before it is used.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const from, to = 10000, 32000
+	for range 1000 {
+		port := from + int(nextPort.Add(1))%(to-from)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		addr := l.Addr().String()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return addr
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
+
+// nextPort begins elsewhere in each test binary: several run at once.
+var nextPort = func() *atomic.Uint32 {
+	n := new(atomic.Uint32)
+	n.Store(uint32(os.Getpid()) * 131)
+	return n
+}()
 
 // waitAnswer waits until an HTTP server answers at all.
 func waitAnswer(t testing.TB, p *Process, url string) {

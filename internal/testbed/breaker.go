@@ -1,0 +1,121 @@
+package testbed
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"sync"
+	"testing"
+)
+
+// Breaker stands in front of an S3 server and breaks what it is told to, on the
+// level of requests; Proxy does it on that of connections. The Host header goes
+// through as it is, so signatures hold.
+type Breaker struct {
+	Addr string // of the breaker itself
+
+	mu     sync.Mutex
+	random *rand.Rand
+	share  float64 // of the requests that are broken
+	fault  func(forward http.Handler, w http.ResponseWriter, r *http.Request) (broken bool)
+	broken int
+}
+
+// StartBreaker starts a breaker in front of upstream, which passes everything on
+// until it is told otherwise. The seed decides which requests are broken where
+// that is to happen to some of them.
+func StartBreaker(t testing.TB, upstream string, seed uint64) *Breaker {
+	t.Helper()
+	b := &Breaker{random: rand.New(rand.NewPCG(seed, 0))}
+	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: upstream})
+	// What a client breaks off, or a server that is gone, is the test's doing.
+	forward.ErrorLog = log.New(io.Discard, "", 0)
+	forward.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.mu.Lock()
+		fault := b.fault
+		if fault != nil && b.random.Float64() >= b.share {
+			fault = nil
+		}
+		b.mu.Unlock()
+		if fault == nil || !fault(forward, w, r) {
+			forward.ServeHTTP(w, r)
+		}
+	}))
+	srv.Config.ErrorLog = forward.ErrorLog
+	srv.Start()
+	t.Cleanup(func() {
+		srv.CloseClientConnections()
+		srv.Close()
+	})
+	b.Addr = srv.Listener.Addr().String()
+	return b
+}
+
+func (b *Breaker) set(share float64, f func(http.Handler, http.ResponseWriter, *http.Request) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.share, b.fault = share, f
+}
+
+func (b *Breaker) count() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.broken++
+}
+
+// Answer makes it answer a share of the requests with an S3 error, without asking
+// the server.
+func (b *Breaker) Answer(share float64, status int, code string) {
+	b.set(share, func(_ http.Handler, w http.ResponseWriter, r *http.Request) bool {
+		b.count()
+		// A client that is still writing may not see an answer.
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/xml")
+		w.WriteHeader(status)
+		if r.Method != http.MethodHead {
+			_, _ = fmt.Fprintf(w, `<?xml version="1.0" encoding="UTF-8"?>`+"\n<Error><Code>%s</Code><Message>a test asked for it</Message></Error>", code)
+		}
+		return true
+	})
+}
+
+// LoseReplies makes it pass a share of the requests of a method to the server,
+// and close the connection instead of passing the server's answer back.
+func (b *Breaker) LoseReplies(share float64, method string) {
+	b.set(share, func(forward http.Handler, _ http.ResponseWriter, r *http.Request) bool {
+		if r.Method != method {
+			return false
+		}
+		b.count()
+		forward.ServeHTTP(httptest.NewRecorder(), r)
+		panic(http.ErrAbortHandler) // net/http closes the connection, without a word
+	})
+}
+
+// Swallow makes it take in every request, and never say a word: a connection whose
+// other end is gone. What was swallowed stays so after Heal, until the client
+// gives up.
+func (b *Breaker) Swallow() {
+	b.set(1, func(_ http.Handler, _ http.ResponseWriter, r *http.Request) bool {
+		b.count()
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+		panic(http.ErrAbortHandler)
+	})
+}
+
+// Heal makes it pass on everything again.
+func (b *Breaker) Heal() { b.set(0, nil) }
+
+// Broken is how many requests it has broken so far.
+func (b *Breaker) Broken() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.broken
+}

@@ -1,0 +1,140 @@
+package storage
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/benbjohnson/litestream/file"
+	"golang.org/x/sys/unix"
+)
+
+// folder is a replica in a local folder.
+type folder struct {
+	*file.ReplicaClient
+	root string
+}
+
+// check accepts a folder that is not there yet, as Litestream makes it with the
+// first upload, if its nearest parent is a folder.
+func (f *folder) check(context.Context) error {
+	for dir := f.root; ; dir = filepath.Dir(dir) {
+		d, err := os.Open(dir)
+		if errors.Is(err, os.ErrNotExist) && dir != "/" {
+			continue
+		} else if err != nil {
+			return fmt.Errorf("open replica folder: %w", err)
+		}
+		_, err = d.Readdirnames(1)
+		_ = d.Close()
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("read replica folder: %w", err)
+		}
+		if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+			return &os.PathError{Op: "write to", Path: dir, Err: err}
+		}
+		return nil
+	}
+}
+
+func (f *folder) empty(ctx context.Context) (bool, error) {
+	if err := f.check(ctx); err != nil {
+		return false, err
+	}
+	entries, err := os.ReadDir(f.root)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, err
+	}
+	for _, e := range entries {
+		if e.Name() != OwnFolder {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func (f *folder) ownFile(name string) string { return filepath.Join(f.root, OwnFolder, name) }
+
+func (f *folder) readOwn(_ context.Context, name string) (Own, error) {
+	b, err := os.ReadFile(f.ownFile(name))
+	if err != nil {
+		return Own{}, err
+	}
+	own := Own{Data: b, Tag: tagOf(b)}
+	if fi, err := os.Stat(f.ownFile(name)); err == nil {
+		own.Age = time.Since(fi.ModTime())
+	}
+	return own, nil
+}
+
+// writeOwn compares and writes under a lock on the folder, which the kernel drops
+// when a process dies half way.
+func (f *folder) writeOwn(ctx context.Context, name string, data []byte, ifTag string) (tag string, err error) {
+	path := f.ownFile(name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return "", err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	if err := flock(ctx, dir); err != nil {
+		return "", err
+	}
+	there, err := f.readOwn(ctx, name)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	if there.Tag != ifTag {
+		return "", fmt.Errorf("%w: %s was written by another", os.ErrExist, path)
+	}
+	tmp := path + ".tmp"
+	if err := writeSynced(tmp, data); err != nil {
+		return "", errors.Join(err, os.Remove(tmp))
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return "", err
+	}
+	return tagOf(data), dir.Sync()
+}
+
+// flock waits for the lock on an open folder until ctx ends.
+func flock(ctx context.Context, dir *os.File) error {
+	for {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR):
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return fmt.Errorf("%w: %s can't be locked: %w", errors.ErrUnsupported, dir.Name(), err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond): // it is held for one small file's write
+		}
+	}
+}
+
+func writeSynced(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// tagOf stands for a file's content, as a server's ETag does.
+func tagOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
