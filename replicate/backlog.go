@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+
+	"github.com/benbjohnson/litestream"
 )
 
 // While the replica is out of reach, what is captured piles up beside the
@@ -54,7 +56,7 @@ func (r *Replicator) tooMuch() string {
 // noteDropping calls Config.Dropping. On a disk that is full even for a note, the
 // newest file that is going to be dropped makes room for it: what the WAL no longer
 // shows as its continuation leads to a snapshot, also after a crash right here.
-func (r *Replicator) noteDropping() error {
+func (r *Replicator) noteDropping(db *litestream.DB) error {
 	if r.cfg.Dropping == nil {
 		return nil
 	}
@@ -62,11 +64,11 @@ func (r *Replicator) noteDropping() error {
 	if !errors.Is(err, syscall.ENOSPC) {
 		return err
 	}
-	minTXID, maxTXID, listErr := r.db.MaxLTX()
+	minTXID, maxTXID, listErr := db.MaxLTX()
 	if listErr != nil || maxTXID == 0 {
 		return err
 	}
-	if removeErr := os.Remove(r.db.LTXPath(0, minTXID, maxTXID)); removeErr != nil {
+	if removeErr := os.Remove(db.LTXPath(0, minTXID, maxTXID)); removeErr != nil {
 		return errors.Join(err, removeErr)
 	}
 	return r.cfg.Dropping()

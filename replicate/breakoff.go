@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/benbjohnson/litestream"
 	"github.com/superfly/ltx"
@@ -31,10 +30,11 @@ import (
 // Call it before the database's first Sync. It returns the file, or "" where the
 // replica is empty, which begins with a snapshot anyway.
 func breakOff(ctx context.Context, db *litestream.DB) (path string, err error) {
-	newest, err := newestOfAll(ctx, db.Replica)
+	info, err := newestOfAll(ctx, db.Replica)
 	if err != nil {
 		return "", fmt.Errorf("list replica: %w", err)
 	}
+	newest := info.MaxTXID
 	if newest == 0 {
 		return "", nil
 	}
@@ -46,19 +46,27 @@ func breakOff(ctx context.Context, db *litestream.DB) (path string, err error) {
 	return path, nil
 }
 
-// newestOfAll is the newest transaction that the replica has at any level.
-func newestOfAll(ctx context.Context, replica *litestream.Replica) (ltx.TXID, error) {
-	var found [litestream.SnapshotLevel + 1]ltx.TXID
+// newestOfAll is the file of any level that leads to the newest transaction of the
+// replica, and the zero value where there is none.
+func newestOfAll(ctx context.Context, replica *litestream.Replica) (newest ltx.FileInfo, err error) {
+	var found [litestream.SnapshotLevel + 1]ltx.FileInfo
 	g, ctx := errgroup.WithContext(ctx)
 	for level := range found {
 		g.Go(func() error {
 			info, err := replica.MaxLTXFileInfo(ctx, level)
-			found[level] = info.MaxTXID
+			found[level] = info
 			return err
 		})
 	}
-	err := g.Wait()
-	return slices.Max(found[:]), err
+	if err := g.Wait(); err != nil {
+		return ltx.FileInfo{}, err
+	}
+	for _, info := range found {
+		if info.MaxTXID > newest.MaxTXID {
+			newest = info
+		}
+	}
+	return newest, nil
 }
 
 func writeBaseline(path string, txid ltx.TXID) error {

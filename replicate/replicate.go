@@ -14,6 +14,7 @@ package replicate
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -41,16 +42,18 @@ type Config struct {
 	DBPath string // absolute path of the database; it need not exist yet
 	Client Client
 
-	SyncInterval     time.Duration // least time between the uploads of a steady writer
+	SyncInterval     time.Duration // time between the uploads of a steady writer
 	CheckInterval    time.Duration // most time between two requests to the replica
 	SnapshotInterval time.Duration
 	Retention        time.Duration // how far back in time the replica can restore
 
-	// Admit is asked before a database is opened for the first time, whether what
-	// it has may be uploaded. An error that is ErrStale is final: nothing is
-	// uploaded in this life, and it is told with OnError. Any other is told and
-	// Admit asked again. Nil admits.
+	// Admit is asked before a database is opened, for the first time and after
+	// what was captured was dropped, whether what it has may be uploaded. An error
+	// that is ErrStale is final: nothing is uploaded in this life, and it is told
+	// with OnError. Any other is told and Admit asked again. Nil admits.
 	Admit func(context.Context) error
+	// Admitted says that the first time needs no asking.
+	Admitted bool
 
 	// Dropping is called before what was captured is dropped: it must note what the
 	// database at the path goes on from. An error puts the dropping off. Optional.
@@ -60,6 +63,10 @@ type Config struct {
 	// far is not what the database goes on from, and may have damaged files that
 	// whatever continues it would depend on.
 	Anchor bool
+	// OnNewLine: from now on, and over restarts, until OnAnchored is called, Anchor is
+	// to be set: the replica has nothing yet that what follows can be merged with.
+	// Optional.
+	OnNewLine func() error
 
 	// The hooks tell what happened, from the loop's goroutine and in its order.
 	// They must not block. All are optional.
@@ -72,13 +79,17 @@ type Config struct {
 	// OnPending: since when there are commits that the replica lacks, or the
 	// zero time.
 	OnPending func(since time.Time)
-	// OnAnchored: the snapshot that Anchor asked for is in the replica.
+	// OnAnchored: the snapshot that Anchor or OnNewLine spoke of is in the replica.
 	OnAnchored func()
 	// OnError: why the newest attempt failed, or nil when one succeeded.
 	OnError func(error)
 
 	Logger *slog.Logger
 }
+
+// ErrBarred is what the client's errors are when this instance may never write the
+// replica again. The last upload is not tried again then.
+var ErrBarred = errors.New("this instance may not write the replica")
 
 // ErrStale says that the replica has something that the database lacks.
 var ErrStale = errors.New("the database is stale")
@@ -110,13 +121,14 @@ type Replicator struct {
 	admitted bool
 	dropped  bool   // for want of room, and no snapshot has been uploaded since
 	baseline string // file of breakOff, until something was captured after it
+	resumed  resumed
 
-	anchored bool      // the snapshot that was asked for is in the replica
-	synced   bool      // an upload or a comparison has succeeded since the start
-	uploaded time.Time // when the newest upload began
-	pending  time.Time // since when the replica lacks commits; zero when it lacks none
-	asked    time.Time // when the replica last answered
-	failing  bool
+	anchor  bool      // the next upload is to be followed by a snapshot
+	synced  bool      // an upload or a comparison has succeeded since the start
+	pace    pace      // of the uploads
+	pending time.Time // since when the replica lacks commits; zero when it lacks none
+	asked   time.Time // when the replica last answered
+	failing bool
 }
 
 // New returns the Replicator of a database. It makes no request and opens
@@ -130,7 +142,11 @@ func New(cfg Config) *Replicator {
 		client: &acknowledged{Client: cfg.Client},
 		watch:  newWALWatch(cfg.DBPath, cfg.Logger),
 		asks:   asks{wake: make(chan struct{}, 1)},
-		quit:   make(chan struct{}),
+
+		admitted: cfg.Admitted,
+		anchor:   cfg.Anchor,
+		pace:     pace{interval: cfg.SyncInterval},
+		quit:     make(chan struct{}),
 	}
 }
 
@@ -226,7 +242,8 @@ func (r *Replicator) follow(ctx context.Context) error {
 			return err
 		}
 	}
-	if ok, err := hasHeader(r.cfg.DBPath, fi); err != nil || !ok {
+	pageSize, err := pageSizeOf(r.cfg.DBPath, fi)
+	if err != nil || pageSize == 0 {
 		return err
 	}
 	if !r.admitted && r.cfg.Admit != nil {
@@ -235,32 +252,45 @@ func (r *Replicator) follow(ctx context.Context) error {
 		}
 	}
 	r.admitted = true
-	return r.open(ctx)
+	return r.open(ctx, pageSize)
 }
 
-// hasHeader reports whether the file is a database already. An app makes the
-// file first and chooses page size and encoding with its first write;
-// Litestream's opening of an empty file would choose for it. Only called while
-// Litestream does not have the file open.
-func hasHeader(path string, fi os.FileInfo) (bool, error) {
+// errNoDatabase says that the file at the path can't be replicated.
+var errNoDatabase = errors.New("is not an SQLite database, or an encrypted one: it can't be replicated")
+
+// pageSizeOf returns the page size of a database, and 0 as long as the file is none
+// yet. An app makes the file first and chooses page size and encoding with its
+// first write; Litestream's opening of an empty file would choose for it. Only
+// called while Litestream does not have the file open.
+func pageSizeOf(path string, fi os.FileInfo) (uint32, error) {
 	const magic = "SQLite format 3\x00" // https://www.sqlite.org/fileformat.html#the_database_header
 	if fi.Size() < 100 {
-		return false, nil
+		return 0, nil
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return false, fmt.Errorf("look at database: %w", err)
+		return 0, fmt.Errorf("look at database: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	head := make([]byte, len(magic))
+	head := make([]byte, len(magic)+2)
 	if _, err := io.ReadFull(f, head); err != nil {
-		return false, fmt.Errorf("look at database: %w", err)
+		return 0, fmt.Errorf("look at database: %w", err)
 	}
-	return string(head) == magic, nil
+	switch string(head[:len(magic)]) {
+	case magic:
+		size := uint32(binary.BigEndian.Uint16(head[len(magic):]))
+		if size == 1 {
+			size = 65536
+		}
+		return size, nil
+	case string(make([]byte, len(magic))):
+		return 0, nil // room for one
+	}
+	return 0, fmt.Errorf("%s %w", path, errNoDatabase)
 }
 
 // open readies Litestream, with all of its own monitors off.
-func (r *Replicator) open(ctx context.Context) error {
+func (r *Replicator) open(ctx context.Context, pageSize uint32) error {
 	r.client = &acknowledged{Client: r.cfg.Client}
 	db := litestream.NewDB(r.cfg.DBPath)
 	db.MonitorInterval = 0
@@ -278,16 +308,95 @@ func (r *Replicator) open(ctx context.Context) error {
 	if err := store.Open(ctx); err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
-	_, captured, err := db.MaxLTX()
-	if err == nil && (r.other || captured == 0) {
-		r.baseline, err = breakOff(ctx, db)
-	}
-	if err != nil {
+	if err := r.begin(ctx, db, pageSize); err != nil {
 		return err
 	}
 	r.other = false
 	r.store, r.db = store, db
 	return nil
+}
+
+// begin makes sure that what is captured next can follow what the replica has.
+func (r *Replicator) begin(ctx context.Context, db *litestream.DB, pageSize uint32) error {
+	r.resumed = resumed{}
+	_, captured, err := db.MaxLTX()
+	if err != nil {
+		return err
+	}
+	before, err := r.lastPageSize(ctx, db, captured)
+	if err != nil {
+		return fmt.Errorf("look at what was uploaded last: %w", err)
+	}
+	if before != 0 && before != pageSize {
+		r.cfg.Logger.Warn("the database's page size has changed: a fresh snapshot follows, as pages of two sizes can't be merged", "from", before, "to", pageSize)
+		if r.cfg.OnNewLine != nil {
+			if err := r.cfg.OnNewLine(); err != nil {
+				return fmt.Errorf("note that a snapshot is due: %w", err)
+			}
+		}
+		// Nor can the WAL be read from where the last capture ended.
+		if err := r.forget(db); err != nil {
+			return err
+		}
+		r.anchor, captured = true, 0
+	}
+	if captured != 0 && r.baseline == "" {
+		r.resumed = resumeFrom(db, captured)
+		if !r.resumed.canFollow(r.cfg.DBPath) {
+			r.cfg.Logger.Warn(errResetUnseen.Error() + ": replicating from a fresh snapshot")
+			if err := r.forget(db); err != nil {
+				return err
+			}
+			captured = 0
+		}
+	}
+	if r.anchor {
+		if err := Seal(ctx, r.client, r.cfg.Logger); errors.Is(err, ErrUnsound) {
+			r.cfg.Logger.Warn("not all of what the replica had before can be kept for long", "error", err)
+		} else if err != nil {
+			return err
+		}
+	}
+	if r.other || captured == 0 {
+		r.baseline, err = breakOff(ctx, db)
+	}
+	return err
+}
+
+// lastPageSize returns the page size of what was captured last, or else of what the
+// replica has last, and 0 where there is nothing. It also finds the baseline that a
+// start before this one left.
+func (r *Replicator) lastPageSize(ctx context.Context, db *litestream.DB, captured ltx.TXID) (uint32, error) {
+	if captured != 0 {
+		path := db.LTXPath(0, captured, captured)
+		f, err := os.Open(path)
+		if err != nil {
+			return 0, nil //nolint:nilerr // what is wrong with it, Litestream finds out
+		}
+		defer func() { _ = f.Close() }()
+		h, _, err := ltx.PeekHeader(f)
+		switch {
+		case err != nil:
+			return 0, nil //nolint:nilerr // the same
+		case h.WALSalt1 != 0 || h.WALSalt2 != 0:
+			return h.PageSize, nil
+		}
+		r.baseline = path
+	}
+	newest, err := newestOfAll(ctx, db.Replica)
+	if err != nil || newest.MaxTXID == 0 {
+		return 0, err
+	}
+	rc, err := r.client.OpenLTXFile(ctx, newest.Level, newest.MinTXID, newest.MaxTXID, 0, ltx.HeaderSize)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = rc.Close() }()
+	h, _, err := ltx.PeekHeader(rc)
+	if err != nil {
+		return 0, nil //nolint:nilerr // a damaged file has no say here
+	}
+	return h.PageSize, nil
 }
 
 // begun is called when something has been captured: what only stood for the
@@ -316,6 +425,11 @@ func (r *Replicator) mend(ctx context.Context, err error) error {
 		r.dropped = true
 		return errors.Join(err, r.abandon(ctx))
 	}
+	if errors.Is(err, errResetUnseen) {
+		r.cfg.Logger.Warn(err.Error() + ": replicating from a fresh snapshot")
+		r.asks.hurry()
+		return r.abandon(ctx)
+	}
 	var local *litestream.LTXError
 	if !errors.As(err, &local) || !errors.Is(err, os.ErrNotExist) && !errors.Is(err, litestream.ErrLTXCorrupted) {
 		return err
@@ -330,7 +444,7 @@ func (r *Replicator) mend(ctx context.Context, err error) error {
 // what it captures from now on, and may have captured just before, mixes the old
 // file with the new one's WAL.
 func (r *Replicator) abandon(ctx context.Context) error {
-	if err := r.noteDropping(); err != nil {
+	if err := r.noteDropping(r.db); err != nil {
 		return fmt.Errorf("note what the database goes on from: %w", err)
 	}
 	r.openForCompaction(nil, nil)
@@ -341,7 +455,7 @@ func (r *Replicator) abandon(ctx context.Context) error {
 		r.cfg.Logger.Debug("closing the replaced database", "error", err)
 	}
 	dir := r.db.LTXDir()
-	r.store, r.db, r.synced, r.other = nil, nil, false, true
+	r.store, r.db, r.synced, r.other, r.admitted = nil, nil, false, true, false
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("drop what was captured of the replaced database: %w", err)
 	}
@@ -367,6 +481,10 @@ func (r *Replicator) sync(ctx context.Context) error {
 		r.asks.answer(before, 0)
 		return nil // no database, after all
 	}
+	if !r.resumed.followed(r.db, r.cfg.DBPath, pos.TXID) {
+		return errResetUnseen
+	}
+	r.resumed = resumed{}
 	if err := r.begun(pos); err != nil {
 		return err
 	}
@@ -376,17 +494,18 @@ func (r *Replicator) sync(ctx context.Context) error {
 	if err := r.db.Replica.Sync(ctx); err != nil {
 		return fmt.Errorf("upload: %w", err)
 	}
-	if r.cfg.Anchor && !r.anchored {
+	if r.anchor {
 		if _, err := r.db.Snapshot(ctx); err != nil {
 			return fmt.Errorf("upload snapshot: %w", err)
 		}
-		r.anchored = true
+		r.anchor = false
 		if r.cfg.OnAnchored != nil {
 			r.cfg.OnAnchored()
 		}
 	}
 	if r.client.n.Load() > acks {
-		r.asked, r.uploaded = time.Now(), before
+		r.asked = time.Now()
+		r.pace.took(before)
 		r.synced = true
 		if r.cfg.OnSync != nil {
 			r.cfg.OnSync(before, pos.TXID)
@@ -471,15 +590,15 @@ func (r *Replicator) rest(ctx context.Context, err error) {
 		wait(ctx, retryAfter)
 		return
 	}
-	changed := r.watch.wait(ctx, min(lookAnyway, r.cfg.CheckInterval), r.asks.wake, func(m mark) {
+	changed := r.watch.wait(ctx, min(lookAnyway, max(r.cfg.CheckInterval-time.Since(r.asked), 0)), r.asks.wake, func(m mark) {
 		if m.main > 0 {
 			r.setPending(time.Now())
 		}
 	})
 	if changed {
-		// A steady writer's commits are grouped; one after a quiet time finds
-		// the interval over and goes at once.
-		waitOr(ctx, r.cfg.SyncInterval-time.Since(r.uploaded), r.asks.wake)
+		// A steady writer's commits are grouped; those after a quiet time go at
+		// once.
+		waitOr(ctx, r.pace.wait(time.Now()), r.asks.wake)
 	}
 }
 
@@ -532,7 +651,7 @@ func (r *Replicator) Finish(ctx context.Context) error {
 				continue
 			}
 		}
-		if errors.Is(err, ErrStale) {
+		if errors.Is(err, ErrStale) || errors.Is(err, ErrBarred) {
 			break
 		}
 		r.tell(err)
