@@ -20,6 +20,7 @@ import (
 
 	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/lineage"
+	"github.com/slashacom/slasha-init/lock"
 	"github.com/slashacom/slasha-init/restore"
 	"github.com/slashacom/slasha-init/storage"
 )
@@ -88,8 +89,12 @@ func restoreCommand(args, environ []string) int {
 	if err := restoreTo(cfg, log, out); err != nil {
 		fmt.Fprintf(out, "slasha-init: %v\n", err)
 		var stopped *stoppedError
-		if errors.As(err, &stopped) {
+		var held *lock.HeldError
+		switch {
+		case errors.As(err, &stopped):
 			return 128 + int(stopped.sig)
+		case errors.As(err, &held):
+			return exitHeld
 		}
 		return exitRestore
 	}
@@ -108,6 +113,13 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 	dst, err := filepath.Abs(cfg.Output)
 	if err != nil {
 		return err
+	}
+	if dst == cfg.DBPath {
+		unlock, err := lockVolume(cfg)
+		if err != nil {
+			return err
+		}
+		defer unlock()
 	}
 	if _, err := os.Lstat(dst); err == nil {
 		return fmt.Errorf("%s is there already; restore to another path with --output, or move it away", dst)
@@ -164,8 +176,8 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 	if dst == cfg.DBPath {
 		// With the owner and mode that an app expects, and as what goes on from the
 		// replica.
-		if err = openStateDir(cfg); err == nil {
-			err = lineage.Adopt(cfg.StateDir(), file, done.Newest)
+		if err = lineage.Adopt(cfg.StateDir(), file, done.Newest); err == nil && done.TXID < done.Newest {
+			err = restore.BeginNewLine(cfg.StateDir())
 		}
 		if err == nil {
 			err = restore.Install(rc, file)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,6 +41,8 @@ type Config struct {
 	SnapshotInterval time.Duration
 	Retention        time.Duration
 	VerifyInterval   time.Duration // 0: never
+	Lease            LeaseMode
+	LeaseTTL         time.Duration
 	LockTimeout      time.Duration
 	StopTimeout      time.Duration
 
@@ -57,6 +60,19 @@ type Config struct {
 	JSON      bool
 }
 
+// LeaseMode is what to do about the lease in the bucket.
+type LeaseMode int
+
+// The modes.
+const (
+	LeaseAuto     LeaseMode = iota // where it can be had
+	LeaseRequired                  // nothing is started without it
+	LeaseOff
+)
+
+// shortestTTL leaves a renewal time for a few tries.
+const shortestTTL = 3 * time.Second
+
 // Enabled reports whether backups are on. When they are off, the app is only
 // supervised.
 func (c Config) Enabled() bool { return c.DBPath != "" }
@@ -66,6 +82,9 @@ func (c Config) StateDir() string {
 	dir, name := filepath.Split(c.DBPath)
 	return filepath.Join(dir, "."+name+".slasha")
 }
+
+// defaultSocket is where the instance that leads is asked.
+func (c Config) defaultSocket() string { return filepath.Join(c.StateDir(), "control.sock") }
 
 // Secrets lists what must never be printed.
 func (c Config) Secrets() []string { return []string{c.SecretAccessKey, c.AccessKeyID} }
@@ -179,6 +198,12 @@ func (c *Config) read(s *source, command, environ []string) {
 		c.RestoreTimestamp = s.time("restore-timestamp")
 		c.OnStale = choose(s, "on-stale", "must be restore, to set a stale database aside and restore the newest state, or fail",
 			map[string]restore.OnStale{"restore": restore.RestoreStale, "fail": restore.FailStale})
+		c.Lease = choose(s, "lease", "must be auto, required or off",
+			map[string]LeaseMode{"auto": LeaseAuto, "required": LeaseRequired, "off": LeaseOff})
+		c.LeaseTTL = s.duration("lease-ttl", time.Hour)
+		if c.LeaseTTL > 0 && c.LeaseTTL < shortestTTL {
+			s.complain(option{name: "lease-ttl"}, s.get("lease-ttl"), fmt.Sprintf("must be at least %s: a renewal is a request, and may have to be made again", shortestTTL))
+		}
 		c.LockTimeout = s.duration("lock-timeout", 24*time.Hour)
 		if !no(s.get("verify-interval").value) {
 			c.VerifyInterval = s.duration("verify-interval", 100*24*time.Hour)
@@ -188,7 +213,7 @@ func (c *Config) read(s *source, command, environ []string) {
 	if s.command == "restore" {
 		c.readRestore(s)
 	}
-	s.refuseLater()
+	slices.SortFunc(s.problems, func(a, b problem) int { return strings.Compare(a.where, b.where) })
 }
 
 // readAsking reads what a command that asks a running container needs to know.
@@ -235,7 +260,7 @@ func (s *source) controlSocket(dbPath string) string {
 	case set.value == "" && dbPath == "":
 		return ""
 	case set.value == "":
-		return filepath.Join(Config{DBPath: dbPath}.StateDir(), "control.sock")
+		return Config{DBPath: dbPath}.defaultSocket()
 	case strings.ContainsFunc(set.value, isControl):
 		s.complain(o, set, "holds a control character")
 	case !filepath.IsAbs(set.value) || strings.HasSuffix(set.value, "/"):

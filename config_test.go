@@ -121,7 +121,8 @@ func TestBadInput(t *testing.T) {
 		"key with a line break":      {env: full("SLASHA_SECRET_ACCESS_KEY=made-up\nsecret-value"), want: []string{"--secret-access-key (from SLASHA_SECRET_ACCESS_KEY): holds a space, a line break"}},
 		"key twice":                  {env: full("SLASHA_SECRET_ACCESS_KEY_FILE=/x"), want: []string{"set one of them"}},
 		"key's file is missing":      {env: append(full()[:4:4], "SLASHA_SECRET_ACCESS_KEY_FILE=/no/such/file"), want: []string{"--secret-access-key (from SLASHA_SECRET_ACCESS_KEY_FILE): the file can't be read"}},
-		"not there yet":              {env: full("SLASHA_LEASE=required"), want: []string{`--lease (from SLASHA_LEASE) "required": this version of slasha-init does not have this setting yet`}},
+		"lease":                      {env: full("SLASHA_LEASE=maybe"), want: []string{`--lease (from SLASHA_LEASE) "maybe": must be auto, required or off`}},
+		"a short lease":              {env: full("SLASHA_LEASE_TTL=1s"), want: []string{`--lease-ttl (from SLASHA_LEASE_TTL) "1s": must be at least 3s`}},
 		"request of odd characters":  {env: full("SLASHA_RESTORE_PENDING=a\nb"), want: []string{"is neither true nor false nor the id"}},
 		"all at once": {
 			env:  full("SLASHA_DB_PATH=x", "SLASHA_BUCKET=a/b", "SLASHA_ENDPOINT=ftp://x", "SLASHA_PATH_PREFIX=..", "SLASHA_SYNC_INTERVAL=x", "SLASHA_HEALTH_ADDR=x"),

@@ -295,7 +295,7 @@ func TestKillKeepsThePromiseOfLastSyncedAt(t *testing.T) {
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	for round := range 3 {
 		db := vol.db(t)
-		c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--every", "1ms")...)
+		c := testbed.StartContainer(t, append(s3.Settings(s3.URL(), db), shortTTL), worker(t, db, "--every", "1ms")...)
 		c.WaitAcked(300, 20*time.Second)
 		some := time.Now()
 		s := c.WaitHealth(10*time.Second, func(s healthz.Status) error {

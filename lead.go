@@ -13,6 +13,7 @@ import (
 
 	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/lock"
+	"github.com/slashacom/slasha-init/restore"
 	"github.com/slashacom/slasha-init/supervisor"
 )
 
@@ -29,7 +30,8 @@ const askAgain = 100 * time.Millisecond
 //	lead    who restores and replicates the database
 //	follow  shared by those who use the database and do not lead
 //
-// The first instance leads. A second web process waits for the first to leave; any
+// The first instance leads. Where it replaces the database, it has follow for itself
+// as long as that takes. A second web process waits for the first to leave; any
 // other type, and a web process beside one that leads, follows: it waits for the
 // database, and leaves the rest to the leader until that is gone.
 
@@ -68,33 +70,81 @@ func (l *locks) release(name string) {
 // lead makes this the leader of its volume, or a follower. When it returns false
 // the container ends with the code.
 func (l *life) lead() (code int, ok bool) {
-	if l.client == nil || l.following || l.locks.has("lead") {
+	if l.client == nil {
 		return 0, true
 	}
 	ctx, cancel := l.untilStopped()
 	defer cancel()
+	// Without a folder there can be no locks, and two that start at once would both
+	// lead. What is wrong with it is told by the restore.
+	_ = restore.MakeFolder(filepath.Dir(l.cfg.DBPath))
 	if isWeb(l.cfg.Processes.Commands) {
-		if code, ok := l.await(ctx, "web"); !ok {
+		if code, ok := l.await(ctx, "web", func() bool { return true }); !ok {
 			return code, false
 		}
 	}
-	held := l.tryLock("lead")
-	switch {
-	case held == nil:
-	case l.cfg.RestoreRequest != "":
-		// What was asked for must not silently not happen.
-		if code, ok := l.await(ctx, "lead"); !ok {
-			return code, false
-		}
-	default:
+	// What was asked for must not silently not happen: a restore that is still to be
+	// made is waited for, and not left to the leader.
+	if code, ok := l.await(ctx, "lead", l.restoreIsDue); !ok {
+		return code, false
+	}
+	if held := l.tryLock("lead"); held != nil {
 		l.log.Info("following: the database is restored and replicated by another instance", "leader", held.By)
 		return l.follow(ctx, held)
 	}
+	l.keepFollowLock()
 	return 0, true
 }
 
-// await takes a lock that another instance may have, for at most --lock-timeout.
-func (l *life) await(ctx context.Context, name string) (code int, ok bool) {
+// restoreIsDue reports whether a restore was asked for that has not been made.
+func (l *life) restoreIsDue() bool {
+	return restore.IsDue(l.restoreConfig(restore.Config{Request: l.cfg.RestoreRequest}))
+}
+
+// lockVolume keeps containers off the volume while a person restores into the place
+// of the database. The error is a *lock.HeldError when one runs.
+func lockVolume(cfg Config) (unlock func(), err error) {
+	if err := restore.MakeFolder(filepath.Dir(cfg.DBPath)); err != nil {
+		return nil, err
+	}
+	if err := openStateDir(cfg); err != nil {
+		return nil, err
+	}
+	mine, err := lock.Try(filepath.Join(cfg.StateDir(), "lead.lock"), "slasha-init restore, "+whoWeAre())
+	var held *lock.HeldError
+	switch {
+	case errors.As(err, &held):
+		return nil, err
+	case err != nil:
+		return func() {}, nil //nolint:nilerr // a volume without locks
+	}
+	return func() {
+		_ = mine.Release()
+		_ = os.Remove(cfg.StateDir()) // if it is empty
+	}, nil
+}
+
+// keepFollowLock makes the file that followers share, as the leader: their user may
+// be one that can't make files here.
+func (l *life) keepFollowLock() {
+	if l.locks.none.Load() {
+		return
+	}
+	f, err := os.OpenFile(l.lockFile("follow"), os.O_RDONLY|os.O_CREATE, 0o644)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		l.log.Debug("the followers' lock", "error", err)
+	}
+}
+
+// await takes a lock that another instance may have, for at most --lock-timeout and
+// as long as it is wanted.
+func (l *life) await(ctx context.Context, name string, wanted func() bool) (code int, ok bool) {
+	if !wanted() {
+		return 0, true
+	}
 	held := l.tryLock(name)
 	if held == nil {
 		return 0, true
@@ -108,7 +158,12 @@ func (l *life) await(ctx context.Context, name string) (code int, ok bool) {
 		if l.stopped(&code) {
 			return code, false
 		}
-		if held = l.tryLock(name); held == nil {
+		if !wanted() {
+			held = nil
+		} else {
+			held = l.tryLock(name)
+		}
+		if held == nil {
 			l.health.Problem("")
 			l.enter(healthz.Starting)
 			return 0, true
@@ -124,22 +179,9 @@ func (l *life) await(ctx context.Context, name string) (code int, ok bool) {
 func (l *life) follow(ctx context.Context, held *lock.HeldError) (code int, ok bool) {
 	l.enter(healthz.Waiting)
 	l.health.Problem("waiting for the database: " + held.Error())
-	for {
-		// Before the look at the database: a leader that is about to replace it
-		// asks whether anybody uses it.
-		shared, err := l.share()
-		if err != nil {
-			l.log.Warn("a restore by the leader will not notice this instance", "error", err)
-		}
-		if fi, err := os.Stat(l.cfg.DBPath); err == nil && fi.Size() > 0 {
-			l.following = true
-			l.locks.add("follow", shared)
-			break
-		}
-		if shared != nil {
-			_ = shared.Release()
-		}
+	for !l.followed() {
 		if l.tryLock("lead") == nil {
+			l.keepFollowLock()
 			break
 		}
 		wait(ctx, askAgain)
@@ -148,14 +190,38 @@ func (l *life) follow(ctx context.Context, held *lock.HeldError) (code int, ok b
 		}
 	}
 	l.health.Problem("")
-	l.health.Following(l.following)
+	l.health.Following(l.following.Load())
+	if l.following.Load() {
+		l.health.Lease("following", 0)
+	}
 	l.enter(healthz.Starting)
 	return 0, true
 }
 
-func (l *life) lockFile(name string) string { return filepath.Join(l.cfg.StateDir(), name+".lock") }
+// followed reports whether the database is there to be followed, and then marks it
+// as in use. That comes before the look at it: a leader that is about to replace it
+// has the mark for itself.
+func (l *life) followed() bool {
+	shared, err := lock.Share(l.lockFile("follow"))
+	var held *lock.HeldError
+	if errors.As(err, &held) {
+		return false
+	}
+	if fi, statErr := os.Stat(l.cfg.DBPath); statErr != nil || fi.Size() == 0 {
+		if shared != nil {
+			_ = shared.Release()
+		}
+		return false
+	}
+	if err != nil {
+		l.log.Warn("a restore by the leader will not notice this instance", "error", err)
+	}
+	l.following.Store(true)
+	l.locks.add("follow", shared)
+	return true
+}
 
-func (l *life) share() (*lock.Lock, error) { return lock.Share(l.lockFile("follow")) }
+func (l *life) lockFile(name string) string { return filepath.Join(l.cfg.StateDir(), name+".lock") }
 
 // tryLock tries to take a lock, and returns who has it when that is another
 // instance. Where there can be none, that is told once, and everybody has it.
@@ -185,21 +251,29 @@ func (l *life) tryLock(name string) *lock.HeldError {
 	return nil
 }
 
-// inUse says why the database must not be replaced: an instance that follows has
-// it open, and would go on writing to the file that was set aside.
-func (l *life) inUse() error {
+// reserve keeps instances that follow off the database until it is released, or
+// says why it must not be replaced: one of them has it open, and would go on
+// writing to the file that was set aside.
+func (l *life) reserve() (release func(), err error) {
+	if l.locks.none.Load() {
+		return func() {}, nil
+	}
 	if !l.locks.has("lead") {
-		return nil // there are no locks
+		return nil, errors.New("another instance on this volume leads, and this one follows it; ask that one")
 	}
-	alone, err := lock.Try(l.lockFile("follow"), "")
+	alone, err := lock.Try(l.lockFile("follow"), whoWeAre())
 	var held *lock.HeldError
-	if errors.As(err, &held) {
-		return errors.New("another instance on this volume, like a worker, has the database open; stop it first")
+	switch {
+	case errors.As(err, &held):
+		return nil, errors.New("another instance on this volume, like a worker, has the database open; stop it first")
+	case err != nil:
+		l.log.Warn("instances that follow will not be noticed", "error", err)
+		return func() {}, nil
 	}
-	if err == nil {
+	return func() {
 		_ = alone.Release()
-	}
-	return nil
+		l.keepFollowLock()
+	}, nil
 }
 
 func whoWeAre() string {
@@ -214,6 +288,11 @@ func whoWeAre() string {
 func (l *life) unlock() {
 	if l.client == nil {
 		return
+	}
+	if l.locks.has("lead") {
+		if alone, err := lock.Try(l.lockFile("follow"), ""); err == nil {
+			_ = alone.Release() // and its file with it
+		}
 	}
 	for _, name := range []string{"follow", "lead", "web"} {
 		l.locks.release(name)
@@ -230,8 +309,19 @@ func (l *life) takeOver(ctx context.Context) bool {
 		}
 	}
 	l.locks.release("follow")
+	l.keepFollowLock()
+	l.following.Store(false)
 	l.log.Info("the leader has left: replicating from here now")
 	l.health.Following(false)
+	if l.claim.lease != nil {
+		taking, cancel := context.WithTimeout(ctx, l.cfg.LockTimeout)
+		defer cancel()
+		_ = l.claim.lease.Take(taking) // or whoever keeps it tells why not
+		l.keepLease()
+	} else {
+		l.health.Lease("off", 0)
+	}
+	l.openControl()
 	return true
 }
 

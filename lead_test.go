@@ -125,3 +125,150 @@ func TestAWorkerFollows(t *testing.T) {
 	s3.OfficialRestore(restored)
 	wantAll(t, testbed.Entries(t, restored), slices.Concat(leader.Acked(), follower.Acked(), next.Acked()))
 }
+
+// A request that was carried out is no reason to wait for the lead: a worker with
+// the same variables as the web follows, and so does a web that comes back when a
+// worker has taken over.
+func TestARequestThatWasCarriedOutIsNotWaitedFor(t *testing.T) {
+	h := newHosts(t, "a")
+	h.write("a", 10, 0)
+	set := []string{"SLASHA_RESTORE_PENDING=request-7", "SLASHA_LOCK_TIMEOUT=2s"}
+	web := h.start("a", worker(t, h.volume["a"], "--every", "20ms"), set...)
+	web.WaitAcked(5, 20*time.Second)
+	helper := h.start("a", []string{"sh", "-c", "echo runs; sleep 600"}, append(set, "SLASHA_PROCESS_TYPE=worker")...)
+	testbed.WaitOutput(helper.Process, helper.Stdout, "the worker", 20*time.Second, testbed.Contains("runs"))
+	web.Kill()
+	helper.WaitHealth(20*time.Second, leaseIs("held"))
+	again := h.start("a", worker(t, h.volume["a"], "--every", "20ms"), set...)
+	again.WaitAcked(5, 20*time.Second)
+	again.WaitHealth(20*time.Second, leaseIs("following"))
+}
+
+// An instance that follows obeys no restore, and is not asked: the socket is the
+// leader's, also of one that has taken over.
+func TestAFollowerIsNotTheOneToAsk(t *testing.T) {
+	h := newHosts(t, "a")
+	web := h.start("a", worker(t, h.volume["a"], "--every", "20ms"))
+	web.WaitAcked(5, 20*time.Second)
+	helper := h.start("a", []string{"sh", "-c", "echo runs; sleep 600"}, "SLASHA_PROCESS_TYPE=worker")
+	testbed.WaitOutput(helper.Process, helper.Stdout, "the worker", 20*time.Second, testbed.Contains("runs"))
+	web.Kill()
+	helper.WaitHealth(20*time.Second, leaseIs("held"))
+	again := h.start("a", worker(t, h.volume["a"], "--every", "20ms"))
+	again.WaitAcked(5, 20*time.Second)
+	again.WaitHealth(20*time.Second, leaseIs("following"))
+
+	ask := func(args ...string) (int, string) {
+		code, _, said := testbed.Run(t, []string{"SLASHA_DB_PATH=" + h.volume["a"]}, 30*time.Second, testbed.SlashaInit(t), args...)
+		return code, said
+	}
+	if code, said := ask("sync"); code != 0 {
+		t.Errorf("sync: exit %d, %s", code, said)
+	}
+	if code, said := ask("restore", "--now"); code != 74 || !strings.Contains(said, "another instance on this volume") {
+		t.Errorf("restore --now: exit %d, %s", code, said)
+	}
+	again.WaitAcked(len(again.Acked())+5, 20*time.Second) // it goes on
+}
+
+// Two that start at once where there is nothing yet, not even the folder: one
+// restores, the other waits for the database.
+func TestTwoStartOnANewVolume(t *testing.T) {
+	h := newHosts(t, "a", "b")
+	h.write("a", 50, 0)
+	h.volume["b"] = filepath.Join(filepath.Dir(h.volume["b"]), "folder", "of", "its", "own", "app.db")
+	web := h.start("b", worker(t, h.volume["b"], "--every", "20ms"))
+	helper := h.start("b", []string{"sh", "-c", "echo runs; sleep 600"}, "SLASHA_PROCESS_TYPE=worker")
+	web.WaitAcked(10, 30*time.Second)
+	testbed.WaitOutput(helper.Process, helper.Stdout, "the worker", 20*time.Second, testbed.Contains("runs"))
+	leaders := strings.Count(web.Stderr.String()+helper.Stderr.String(), "msg=restored")
+	if leaders != 1 {
+		t.Errorf("%d have restored", leaders)
+	}
+	web.Signal(syscall.SIGTERM)
+	web.Wait(20 * time.Second)
+	helper.Signal(syscall.SIGTERM)
+	helper.Wait(20 * time.Second)
+	if n, want := h.replicated(), 50+len(web.Acked()); n != want {
+		t.Errorf("%d entries, want %d", n, want)
+	}
+}
+
+// Both stop at the same time, and the follower's app is the one that writes to the
+// last: the leader, or the follower itself, uploads that.
+func TestBothStopAtOnce(t *testing.T) {
+	for round := range 4 {
+		h := newHosts(t, "a")
+		web := h.start("a", worker(t, h.volume["a"], "--every", "10m"))
+		web.WaitAcked(1, 20*time.Second)
+		helper := h.start("a", worker(t, h.volume["a"], "--every", "2ms"), "SLASHA_PROCESS_TYPE=worker")
+		helper.WaitAcked(50, 20*time.Second)
+		web.Signal(syscall.SIGTERM)
+		if round > 0 {
+			time.Sleep(time.Duration(round) * 30 * time.Millisecond) // into the leader's last upload, or near it
+		}
+		helper.Signal(syscall.SIGTERM)
+		web.Wait(20 * time.Second)
+		if code := helper.Wait(20 * time.Second); code != 0 {
+			t.Errorf("exit %d", code)
+		}
+		if n, want := h.replicated(), 1+len(helper.Acked()); n != want {
+			t.Errorf("round %d: %d entries, want %d", round, n, want)
+		}
+	}
+}
+
+// A leader that is going to replace the database keeps others from opening it until
+// it has: here the restore takes a while.
+func TestNobodyOpensADatabaseThatIsReplaced(t *testing.T) {
+	h := newHosts(t, "a")
+	h.write("a", 300, 0)
+	proxy := testbed.StartProxy(t, h.s3.Addr)
+	proxy.Toxic("latency", "downstream", map[string]any{"latency": 300})
+	web := testbed.StartContainer(t, append(h.s3.Settings(proxy.URL(), h.volume["a"]), shortTTL, "SLASHA_RESTORE_PENDING=1"), worker(t, h.volume["a"], "--every", "20ms")...)
+	web.WaitHealth(20*time.Second, inPhase(healthz.Restoring))
+	helper := h.start("a", []string{"sh", "-c", "echo runs; sleep 600"}, "SLASHA_PROCESS_TYPE=worker")
+	helper.WaitHealth(20*time.Second, inPhase(healthz.Waiting))
+	web.WaitAcked(5, 60*time.Second)
+	testbed.WaitOutput(helper.Process, helper.Stdout, "the worker", 20*time.Second, testbed.Contains("runs"))
+	said := web.Stderr.String()
+	if !strings.Contains(said, "msg=restored") {
+		t.Errorf("the leader: %s", said)
+	}
+}
+
+// The web process is killed, and the worker's app writes on, before the worker's
+// slasha-init takes over. Nothing keeps that app from bringing the WAL into the
+// database and beginning it anew: what nobody has captured by then is in the replica
+// all the same.
+func TestAGapBetweenTwoLeaders(t *testing.T) {
+	s3, vol := testbed.StartS3(t), newVolume(t)
+	db := vol.db(t)
+	settings := append(s3.Settings(s3.URL(), db), shortTTL)
+	leader := testbed.StartContainer(t, settings, worker(t, db, "--burst", "150", "--every", "10m")...)
+	leader.WaitAcked(150, 20*time.Second)
+	leader.WaitHealth(20*time.Second, allSynced)
+	follower := testbed.StartContainer(t, append(settings, "SLASHA_PROCESS_TYPE=worker"),
+		worker(t, db, "--every", "5ms", "--sql", "PRAGMA wal_checkpoint(PASSIVE)", "--sql-after", "60")...)
+	follower.WaitAcked(1, 20*time.Second)
+	follower.Signal(syscall.SIGSTOP)
+	before := strings.Count(follower.Stdout.String(), "sql: ")
+	testbed.WaitOutput(follower.Process, follower.Stdout, "a checkpoint", 20*time.Second, func(s string) (struct{}, bool) {
+		return struct{}{}, strings.Count(s, "sql: ") > before
+	})
+	before++
+	leader.Kill() // as much as there can be is still to come before the next one
+	testbed.WaitOutput(follower.Process, follower.Stdout, "a checkpoint and a commit", 20*time.Second, func(s string) (struct{}, bool) {
+		at := strings.LastIndex(s, "sql: ")
+		return struct{}{}, strings.Count(s, "sql: ") > before && strings.Contains(s[max(at, 0):], "ack ")
+	})
+	follower.Signal(syscall.SIGCONT)
+	follower.WaitHealth(20*time.Second, func(s healthz.Status) error {
+		if s.Lease.State != "held" || s.LastSyncedAt == nil {
+			return fmt.Errorf("it says %+v, last synced %v", s.Lease, s.LastSyncedAt)
+		}
+		return healthy(s)
+	})
+	restored := testbed.Entries(t, stopAndRestoreFile(t, follower, s3))
+	wantAll(t, restored, append(leader.Acked(), follower.Acked()...))
+}

@@ -17,7 +17,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/slashacom/slasha-init/control"
 	"github.com/slashacom/slasha-init/healthz"
+	"github.com/slashacom/slasha-init/lease"
 	"github.com/slashacom/slasha-init/replicate"
 	"github.com/slashacom/slasha-init/restore"
 	"github.com/slashacom/slasha-init/storage"
@@ -56,14 +58,20 @@ type life struct {
 	log    *slog.Logger
 	health *healthz.Health
 	client *storage.Client // nil when backups are off
+	writer replica         // the same, as it may be written
+	claim  claim           // to write it
 
-	compared bool   // the database is known to continue the replica
-	anchored func() // to call when the replica has a snapshot; nil: it needs none
+	compared  bool          // the database is known to continue the replica
+	continues atomic.Uint64 // its newest transaction then
 
 	locks     locks
-	following bool // another instance leads
+	following atomic.Bool // another instance leads
+	brought   bool        // the replica was asked for the database, and answered
+	started   bool        // the app
+	unsynced  bool        // the last upload failed
 
 	orders     orders
+	socket     *control.Server                      // nil when there is none
 	replicator atomic.Pointer[replicate.Replicator] // nil while nothing is replicated
 }
 
@@ -99,9 +107,14 @@ func run(args, environ []string) int {
 	}
 	defer l.closePage(page)
 
-	// One instance leads on a volume: where there is none yet, after it is there.
+	// One instance leads on a volume, and one volume's writes the replica.
 	defer l.unlock()
 	if code, ok := l.lead(); !ok {
+		return code
+	}
+	l.openLease()
+	defer l.giveBack()
+	if code, ok := l.takeLease(); !ok {
 		return code
 	}
 
@@ -109,12 +122,12 @@ func run(args, environ []string) int {
 	if code, ok := l.restore(); !ok {
 		return code
 	}
-	if code, ok := l.lead(); !ok {
+	if code, ok := l.settleLease(); !ok {
 		return code
 	}
 
-	socket := l.serveControl()
-	defer l.closeControl(socket)
+	l.openControl()
+	defer l.closeControl()
 
 	for {
 		// Replicate, then start the app; when supervise returns, nobody writes any
@@ -125,6 +138,7 @@ func run(args, environ []string) int {
 		// The last upload: always, whatever the app's code and however short it
 		// lived.
 		unsynced := replication.finish(res.Began.Add(cfg.StopTimeout))
+		l.unsynced = unsynced != nil
 
 		// The end, unless the app was stopped for a restore. Then it begins again.
 		order := l.orders.take(res)
@@ -216,7 +230,7 @@ func (l *life) enter(p healthz.Phase) {
 // restore brings the right database to its path. When it returns false the
 // app must not be started, and the container ends with the code.
 func (l *life) restore() (code int, ok bool) {
-	if l.client == nil || l.following {
+	if l.client == nil || l.following.Load() {
 		stopped := l.stopped(&code)
 		return code, !stopped
 	}
@@ -260,15 +274,15 @@ func (l *life) bring(cfg restore.Config) (restore.Outcome, error) {
 		l.health.Restoring(s)
 	}
 	l.compared = out.Compared
-	l.anchored = nil
-	if out.NewLine {
-		l.anchored = func() {
-			if err := restore.Anchored(cfg); err != nil {
-				l.log.Warn("the next start will upload a snapshot that is there already", "error", err)
-			}
-		}
-	}
+	l.brought = err == nil && (out.Action == restore.Restore || out.Action == restore.Fresh)
 	return out, err
+}
+
+// anchored notes that the replica has a snapshot of the line that is replicated.
+func (l *life) anchored() {
+	if err := restore.Anchored(l.cfg.StateDir()); err != nil {
+		l.log.Warn("the next start will upload a snapshot that is there already", "error", err)
+	}
 }
 
 // restoreConfig fills in what is the same for every restore of this container.
@@ -280,7 +294,7 @@ func (l *life) restoreConfig(cfg restore.Config) restore.Config {
 	cfg.Patience = restorePatience
 	cfg.Check = l.cfg.RestoreCheck
 	cfg.Seal = l.seal
-	cfg.InUse = l.inUse
+	cfg.Reserve = l.reserve
 	cfg.Compare = l.compare
 	cfg.OnStale = l.cfg.OnStale
 	cfg.Adopt = l.adopt
@@ -292,7 +306,7 @@ func (l *life) restoreConfig(cfg restore.Config) restore.Config {
 // seal keeps what is newer than the point in time that was restored. Where that
 // is damaged there is less to keep, which must not stand in the way.
 func (l *life) seal(ctx context.Context) error {
-	err := replicate.Seal(ctx, l.client, slog.Default())
+	err := replicate.Seal(ctx, l.writer, slog.Default())
 	if errors.Is(err, replicate.ErrUnsound) {
 		l.log.Warn("not all of what is newer than the point in time can be kept for long", "error", err)
 		return nil
@@ -330,12 +344,18 @@ func (l *life) untilStopped() (context.Context, context.CancelFunc) {
 }
 
 func (l *life) explain(err error) (string, bool) {
+	var held *lease.NotHeldError
+	if errors.As(err, &held) && held.Err != nil {
+		sentence, temporary := l.explain(held.Err)
+		return (&lease.NotHeldError{Err: errors.New(sentence)}).Error(), temporary
+	}
 	p := l.client.Explain(err)
 	return redact(p.Sentence, l.cfg.Secrets()), p.Temporary
 }
 
 // supervise runs the app until it ends or is told to.
 func (l *life) supervise() supervisor.Result {
+	l.started = true
 	p := l.cfg.Processes
 	cfg := supervisor.Config{
 		StopTimeout: l.cfg.StopTimeout,
@@ -357,7 +377,7 @@ func (l *life) supervise() supervisor.Result {
 				l.enter(healthz.Stopping)
 			}
 		},
-		Abort: l.orders.open(),
+		Abort: l.acceptOrders(),
 		Spare: l.orders.client,
 	}
 	if p.LogPrefix {
@@ -393,12 +413,12 @@ func endedWell(res supervisor.Result) bool {
 // replication is the replicator at work, or nothing when backups are off.
 type replication struct {
 	*life
-	replicator *replicate.Replicator
-	cancel     context.CancelFunc
-	ended      chan struct{}
+	cancel context.CancelFunc // nil when backups are off
+	ended  chan struct{}
 
-	endRest context.CancelFunc // ends all but the uploads
-	leads   bool               // this instance replicates; to be read when it has ended
+	endRest    context.CancelFunc    // ends all but the uploads
+	leads      chan struct{}         // closed when this instance replicates
+	replicator *replicate.Replicator // from then on
 }
 
 // replicate starts to stream the database to the replica.
@@ -407,16 +427,16 @@ func (l *life) replicate() *replication {
 		return &replication{life: l}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &replication{life: l, cancel: cancel, ended: make(chan struct{})}
+	r := &replication{life: l, cancel: cancel, leads: make(chan struct{}), ended: make(chan struct{})}
 	cfg := replicate.Config{
 		DBPath:           l.cfg.DBPath,
-		Client:           l.client,
+		Client:           l.writer,
 		SyncInterval:     l.cfg.SyncInterval,
 		CheckInterval:    checkInterval,
 		SnapshotInterval: l.cfg.SnapshotInterval,
 		Retention:        l.cfg.Retention,
-		Anchor:           l.anchored != nil,
-		OnAnchored:       l.anchored,
+		Admit:            l.admit,
+		Admitted:         l.compared,
 		OnSync:           func(before time.Time, txid replicate.TXID) { l.health.Synced(before, txid.String()) },
 		OnCapture:        func(txid replicate.TXID) { l.health.Captured(txid.String()) },
 		OnPending:        l.health.Pending,
@@ -424,19 +444,21 @@ func (l *life) replicate() *replication {
 		Dropping:         l.dropping,
 		Logger:           l.log,
 	}
-	if !l.compared {
-		cfg.Admit = l.admit
+	if l.claim.lease != nil {
+		cfg.CheckInterval = askLease
 	}
-	r.replicator = replicate.New(cfg)
 	rest, endRest := context.WithCancel(ctx)
 	r.endRest = endRest
 	go func() {
 		defer close(r.ended)
-		if l.following && !l.takeOver(rest) {
+		if l.following.Load() && !l.takeOver(rest) {
 			return
 		}
-		r.leads = true
+		cfg.Anchor, cfg.OnAnchored = restore.OnNewLine(l.cfg.StateDir()), l.anchored
+		cfg.OnNewLine = func() error { return restore.BeginNewLine(l.cfg.StateDir()) }
+		r.replicator = replicate.New(cfg)
 		l.replicator.Store(r.replicator)
+		close(r.leads)
 		var drills sync.WaitGroup
 		drills.Go(func() { l.drills(rest) })
 		r.replicator.Run(ctx)
@@ -444,6 +466,10 @@ func (l *life) replicate() *replication {
 	}()
 	return r
 }
+
+// askLease is how often an idle database asks how the lease stands, which makes no
+// request: a renewal that failed is told this soon.
+const askLease = 10 * time.Second
 
 // checkInterval is how often an idle replica is asked for a sign of life: at
 // least every 30 s by contract, with room for a slow answer. It costs about
@@ -458,7 +484,7 @@ func (l *life) replicationError(err error) {
 	sentence, _ := l.explain(err)
 	var dropped *replicate.DroppedError
 	switch {
-	case errors.Is(err, replicate.ErrStale):
+	case errors.Is(err, replicate.ErrStale), errors.Is(err, replicate.ErrBarred):
 		sentence = err.Error()
 	case errors.As(err, &dropped):
 		sentence = (&replicate.DroppedError{Err: errors.New(sentence)}).Error()
@@ -469,9 +495,10 @@ func (l *life) replicationError(err error) {
 // finish makes the last upload, until the deadline or until somebody at the
 // keyboard gives up on it.
 func (r *replication) finish(deadline time.Time) error {
-	if r.replicator == nil {
+	if r.cancel == nil {
 		return nil
 	}
+	defer r.cancel()
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	go func() {
@@ -482,9 +509,13 @@ func (r *replication) finish(deadline time.Time) error {
 		case <-ctx.Done():
 		}
 	}()
-	if r.life.replicator.Load() != nil {
-		r.log.Info("last upload", "budget", time.Until(deadline).Round(time.Millisecond))
+	if r.leaderHasIt(ctx) {
+		r.endRest()
+		r.cancel()
+		<-r.ended
+		return nil
 	}
+	r.log.Info("last upload", "budget", time.Until(deadline).Round(time.Millisecond))
 	r.endRest()
 	r.replicator.Stop()
 	select {
@@ -493,18 +524,55 @@ func (r *replication) finish(deadline time.Time) error {
 		r.cancel()
 		<-r.ended // its requests end with their context
 	}
-	defer r.cancel()
-	if !r.leads {
-		r.log.Info("what was written last is for the leader to upload")
-		return nil
-	}
-	r.following = false
 	err := r.replicator.Finish(ctx)
 	r.life.replicator.Store(nil)
 	if err != nil {
 		r.log.Error(err.Error())
 	}
 	return err
+}
+
+// leaderHasIt returns true on an instance that follows, when the leader has
+// uploaded what was written here, or goes on and will. It returns false on the one
+// that leads, which this one may become meanwhile: two that stop at the same time
+// must not both leave it to the other.
+func (r *replication) leaderHasIt(ctx context.Context) bool {
+	asked := make(chan struct{})
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if r.following.Load() {
+		go func() {
+			defer close(asked)
+			r.askLeader(asking)
+		}()
+	}
+	select {
+	case <-r.leads:
+		return false
+	case <-asked:
+		select {
+		case <-r.leads:
+			return false
+		default:
+		}
+		if ctx.Err() != nil {
+			r.log.Warn("what was written last is left to the leader, which has not said that it has it")
+		}
+		return true
+	}
+}
+
+// askLeader returns when the leader has uploaded all that is committed now, or when
+// ctx ends.
+func (r *replication) askLeader(ctx context.Context) {
+	leader := control.Client{Path: Config{DBPath: r.cfg.DBPath}.defaultSocket()}
+	for ctx.Err() == nil {
+		if _, err := leader.Sync(ctx); err == nil {
+			r.log.Info("what was written last is in the replica, by the leader")
+			return
+		}
+		wait(ctx, askAgain)
+	}
 }
 
 // release lets go of the database after a last upload that failed, when the

@@ -51,7 +51,9 @@ var options = []option{
 	{name: "no-new-privs", bare: "true", only: onlyRun, usage: "keep the app from gaining privileges by setuid programs"},
 	{name: "signal-scope", value: "group", only: onlyRun, usage: "who gets signals: `group`, all that the command started, or child, the command alone"},
 	{name: "stop-signal", only: onlyRun, usage: "`signal` that the app is stopped by (default the one that came, or TERM)"},
-	{name: "lock-timeout", value: "90s", only: onlyRun, usage: "for how much `time` a web process waits for another instance on the same volume to leave"},
+	{name: "lease", value: "auto", only: onlyRun, usage: "the lock in the bucket that keeps out instances on other volumes: `auto`, required or off"},
+	{name: "lease-ttl", value: "60s", only: onlyRun, usage: "how much `time` after its last sign of life a crashed host's lease ends"},
+	{name: "lock-timeout", value: "90s", only: onlyRun, usage: "for how much `time` to wait for another instance to leave the volume or the bucket"},
 	{name: "stop-timeout", value: "9s", usage: "`time` for a whole stop, the app and the last upload"},
 	{name: "kill-on-parent-death", bare: "TERM", only: onlyRun, usage: "stop when our parent dies, as by this `signal` (without a value TERM)"},
 	{name: "health-addr", value: ":9180", usage: "`address` of the health page; port 0 takes a free one, off serves none"},
@@ -69,15 +71,6 @@ var options = []option{
 
 // onlyRun is for settings that only running an app has.
 var onlyRun = []string{"run"}
-
-// later are settings of the contract that this version does not have yet, with
-// the values that ask for nothing more than it does; the first is the default. A
-// request for anything else is refused: a restore that was asked for must not
-// silently not happen.
-var later = map[string][]string{
-	"lease":     {"auto", "off"},
-	"lease-ttl": {"60s"},
-}
 
 func (o option) variable() string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
@@ -129,10 +122,6 @@ func flagSet(command string) *pflag.FlagSet {
 			fs.String(o.name, o.value, o.usage)
 			fs.Lookup(o.name).NoOptDefVal = o.bare
 		}
-	}
-	for name, values := range later {
-		fs.String(name, values[0], "")
-		_ = fs.MarkHidden(name)
 	}
 	return fs
 }
@@ -236,20 +225,6 @@ func (s *source) get(name string) setting {
 	return setting{value: o.value}
 }
 
-// refuseLater complains about settings that this version does not have.
-func (s *source) refuseLater() {
-	for name, harmless := range later {
-		set := setting{s.env[option{name: name}.variable()], option{name: name}.variable()}
-		if f := s.flags.Lookup(name); f != nil && f.Changed {
-			set = setting{f.Value.String(), "--" + name}
-		}
-		if set.value != "" && !slices.Contains(harmless, set.value) {
-			s.complain(option{name: name}, set, "this version of slasha-init does not have this setting yet; leave it out")
-		}
-	}
-	slices.SortFunc(s.problems, func(a, b problem) int { return strings.Compare(a.where, b.where) })
-}
-
 // maxSecret is more than any key is long, in bytes.
 const maxSecret = 16 << 10
 
@@ -286,9 +261,6 @@ func appEnviron(environ []string) []string {
 		if o.fallback != "" {
 			ours[o.fallback] = true
 		}
-	}
-	for name := range later {
-		ours[option{name: name}.variable()] = true
 	}
 	return slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")

@@ -23,10 +23,11 @@ type orders struct {
 }
 
 // order is a restore that was asked for, or one that the replica asks for: the
-// database has turned out to be stale.
+// database has turned out to be stale. Or it is the end: the lease is lost.
 type order struct {
 	control.Order
 	stale bool
+	lost  bool      // all that is wanted is the end
 	done  chan done // has room for one
 }
 
@@ -45,6 +46,13 @@ func (o *orders) open() <-chan struct{} {
 	return o.abort
 }
 
+// acceptOrders lets orders come in, from the one that came too early on.
+func (l *life) acceptOrders() <-chan struct{} {
+	abort := l.orders.open()
+	l.stopForLost()
+	return abort
+}
+
 // place hands an order in, and reports whether it was accepted.
 func (o *orders) place(asked *order) bool {
 	o.mu.Lock()
@@ -57,12 +65,13 @@ func (o *orders) place(asked *order) bool {
 	return true
 }
 
-// close lets no more orders in, and reports whether there is one.
+// close lets no more orders in, and reports whether there is one after which the
+// app is started again.
 func (o *orders) close() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.abort = nil
-	return o.order != nil
+	return o.order != nil && !o.order.lost
 }
 
 // client is the pid of who gave the order, or 0.
@@ -89,11 +98,12 @@ func (o *orders) take(res supervisor.Result) *order {
 	return taken
 }
 
-// serveControl opens the control socket. A container without it still does what
-// it is for, so where it can't be had that is told, and no more.
-func (l *life) serveControl() *control.Server {
-	if l.cfg.ControlSocket == "" {
-		return nil
+// openControl opens the control socket, on the instance that leads. A container
+// without it still does what it is for, so where it can't be had that is told, and
+// no more.
+func (l *life) openControl() {
+	if l.cfg.ControlSocket == "" || l.following.Load() {
+		return
 	}
 	cfg := control.Config{
 		Path:    l.cfg.ControlSocket,
@@ -106,15 +116,12 @@ func (l *life) serveControl() *control.Server {
 		cfg.Users = []int{int(u.UID)}
 	}
 	err := openStateDir(l.cfg)
-	var server *control.Server
 	if err == nil {
-		server, err = control.Listen(context.Background(), cfg)
+		l.socket, err = control.Listen(context.Background(), cfg)
 	}
 	if err != nil {
 		l.log.Warn("there is no control socket: sync and restore --now don't work in this container", "error", err)
-		return nil
 	}
-	return server
 }
 
 // openStateDir makes our folder, and lets the app's user pass through it to the
@@ -126,12 +133,15 @@ func openStateDir(cfg Config) error {
 	if err := os.MkdirAll(cfg.StateDir(), 0o711); err != nil {
 		return err
 	}
-	return os.Chmod(cfg.StateDir(), 0o711)
+	if err := os.Chmod(cfg.StateDir(), 0o711); err != nil && !errors.Is(err, os.ErrPermission) {
+		return err // and if it is another user's, that one has done it
+	}
+	return nil
 }
 
-func (l *life) closeControl(s *control.Server) {
-	if s != nil {
-		if err := s.Close(); err != nil {
+func (l *life) closeControl() {
+	if l.socket != nil {
+		if err := l.socket.Close(); err != nil {
 			l.log.Debug("closing the control socket", "error", err)
 		}
 	}
@@ -169,9 +179,14 @@ func (l *life) restoreNow(ctx context.Context, asked control.Order) (control.Res
 	if phase := l.health.Status().Phase; phase != healthz.Running {
 		return control.Restored{}, &control.Refusal{Why: fmt.Sprintf("the container is %s; a restore can be made while it runs", phase)}
 	}
-	if err := l.inUse(); err != nil {
+	if l.following.Load() {
+		return control.Restored{}, &control.Refusal{Why: "another instance on this volume leads; ask that one"}
+	}
+	release, err := l.reserve()
+	if err != nil {
 		return control.Restored{}, &control.Refusal{Why: err.Error() + "; the app goes on"}
 	}
+	release()
 	look, cancel := context.WithTimeout(ctx, foreseeing)
 	defer cancel()
 	if _, err := restore.Foresee(look, l.restoreConfig(restore.Config{Timestamp: asked.Timestamp})); err != nil {
@@ -198,7 +213,10 @@ func (l *life) restoreNow(ctx context.Context, asked control.Order) (control.Res
 // again, on what was restored or on what it had, as long as the container is not
 // to stop.
 func (l *life) comply(o *order, r *replication, unsynced error) (code int, ok bool) {
-	if o.stale {
+	switch {
+	case o.lost:
+		return l.lostLease()
+	case o.stale:
 		return l.restore() // decides by the facts, as at a start
 	}
 	if unsynced != nil {
@@ -209,8 +227,15 @@ func (l *life) comply(o *order, r *replication, unsynced error) (code int, ok bo
 		return l.restore()
 	}
 	out, err := l.bring(restore.Config{Force: true, Timestamp: o.Timestamp})
+	restored := done{Restored: control.Restored{
+		TXID: out.Progress.TXID.String(), Bytes: out.Progress.BytesDone,
+		TookSeconds: out.Progress.Took.Seconds(), SetAside: out.Aside,
+	}}
 	switch {
-	case l.stopped(&code):
+	case l.stopped(&code) && out.Restored:
+		o.done <- restored
+		return code, false
+	case code != 0:
 		o.done <- done{err: &control.Refusal{Why: "the container was stopped; the database is as it was"}}
 		return code, false
 	case err != nil:
@@ -219,9 +244,6 @@ func (l *life) comply(o *order, r *replication, unsynced error) (code int, ok bo
 		return l.restore() // ends what was begun, and looks at the facts again
 	}
 	l.enter(healthz.Starting)
-	o.done <- done{Restored: control.Restored{
-		TXID: out.Progress.TXID.String(), Bytes: out.Progress.BytesDone,
-		TookSeconds: out.Progress.Took.Seconds(), SetAside: out.Aside,
-	}}
+	o.done <- restored
 	return 0, true
 }

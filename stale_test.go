@@ -37,7 +37,7 @@ func newHosts(t *testing.T, names ...string) *hosts {
 
 func (h *hosts) start(host string, app []string, more ...string) *testbed.Container {
 	h.t.Helper()
-	return testbed.StartContainer(h.t, append(h.s3.Settings(h.proxy.URL(), h.volume[host]), more...), app...)
+	return testbed.StartContainer(h.t, append(append(h.s3.Settings(h.proxy.URL(), h.volume[host]), shortTTL), more...), app...)
 }
 
 // write lets the app on a host write so many entries, and returns what was said.

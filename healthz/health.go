@@ -148,10 +148,13 @@ func (h *Health) Following(follows bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.follows = follows
-	h.s.Lease.State = "off"
-	if follows {
-		h.s.Lease.State = "following"
-	}
+}
+
+// Lease records how the lease of the replica stands.
+func (h *Health) Lease(state string, epoch uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.s.Lease = Lease{State: state, Epoch: epoch}
 }
 
 // Verified records the outcome of a drill: that the replica was restored and

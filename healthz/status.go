@@ -117,7 +117,11 @@ type Restore struct {
 
 // Lease is the right to write the replica.
 type Lease struct {
-	State string `json:"state"` // "off", or "following": another instance on this volume replicates
+	// State is "off"; "held"; "waiting" for another instance; "lapsed": not renewed
+	// in time, so nothing is uploaded; "lost" to another instance; "released";
+	// "unsupported" by the bucket's service; "unknown" as long as the bucket has not
+	// answered; or "following": another instance on this volume replicates.
+	State string `json:"state"`
 	Epoch uint64 `json:"epoch"`
 }
 

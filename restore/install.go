@@ -41,7 +41,7 @@ func Leftover(path string) string {
 // the next start restores again; one after it leaves the whole new one.
 func Install(cfg Config, file string) error {
 	dir := filepath.Dir(cfg.DBPath)
-	if err := makeFolder(dir); err != nil {
+	if err := MakeFolder(dir); err != nil {
 		return err
 	}
 	like := cfg.DBPath // an empty file counts as no database, and somebody made it
@@ -63,14 +63,14 @@ func Install(cfg Config, file string) error {
 	return nil
 }
 
-// makeFolder makes the database's folder where it is not there yet, and what is
+// MakeFolder makes the database's folder where it is not there yet, and what is
 // above it, with the owner of what is there.
-func makeFolder(dir string) error {
+func MakeFolder(dir string) error {
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	parent := filepath.Dir(dir)
-	if err := makeFolder(parent); err != nil {
+	if err := MakeFolder(parent); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {

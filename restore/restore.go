@@ -74,9 +74,10 @@ type Config struct {
 	// on. Optional.
 	Adopt func(file string, newest ltx.TXID) error
 
-	// InUse says why a database that is there must not be replaced now, because
-	// somebody else has it open. Nil takes nobody to have.
-	InUse func() error
+	// Reserve keeps others from opening a database that is there and is about to be
+	// replaced, until release is called, or says why it must not be replaced: one of
+	// them has it open. Nil takes nobody to have.
+	Reserve func() (release func(), err error)
 
 	// Seal is called before a state that is older than the replica's newest takes
 	// the database's place. What is uploaded from then on is a new line; it must
@@ -143,15 +144,11 @@ func (p Progress) Rate() int64 {
 type Outcome struct {
 	Decision
 	Progress Progress // of a restore
+	Restored bool     // the restored database is at the path
 	Aside    string   // where the old database was moved to, or ""
 
 	// Compared says that what is at the path is known to continue the replica.
 	Compared bool
-
-	// NewLine says that the database does not continue the newest that the replica
-	// has: what is uploaded next must begin with a snapshot. It stays so, over
-	// restarts, until Anchored is called.
-	NewLine bool
 }
 
 // Failure is an error after which the app must not be started. The database is
@@ -201,7 +198,7 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 	case Fresh:
 		// A WAL or journal of a database that is gone must not be applied to
 		// the one that the app is about to make.
-		if err := makeFolder(filepath.Dir(cfg.DBPath)); err != nil {
+		if err := MakeFolder(filepath.Dir(cfg.DBPath)); err != nil {
 			return out, &Failure{Sentence: err.Error(), Err: err}
 		}
 		if err := setAsideLeftovers(cfg); err != nil {
@@ -209,38 +206,58 @@ func Run(ctx context.Context, cfg Config) (Outcome, error) {
 		}
 		out.Compared = true
 	case Restore:
-		if err := inUse(cfg, facts.Database); err != nil {
+		release, err := reserve(cfg, facts.Database)
+		if err != nil {
 			return out, err
 		}
+		defer release()
 		out.Progress, out.Aside, err = restore(ctx, cfg, facts, p)
 		out.Compared = err == nil
+		out.Restored = err == nil
+		if err != nil {
+			return out, errors.Join(err, ctx.Err())
+		}
 	}
-	_, statErr := os.Stat(newLineFile(cfg))
-	out.NewLine = statErr == nil
 	if err == nil || ctx.Err() != nil {
 		return out, errors.Join(err, ctx.Err())
 	}
 	return out, err
 }
 
-// inUse refuses to replace a database that somebody else has open.
-func inUse(cfg Config, db Database) error {
-	if cfg.InUse == nil || db != Present {
-		return nil
+// reserve refuses to replace a database that somebody else has open.
+func reserve(cfg Config, db Database) (release func(), err error) {
+	if cfg.Reserve == nil || db != Present {
+		return func() {}, nil
 	}
-	if err := cfg.InUse(); err != nil {
-		return &Failure{Sentence: "the database can't be replaced: " + err.Error(), Err: err}
+	release, err = cfg.Reserve()
+	if err != nil {
+		return nil, &Failure{Sentence: "the database can't be replaced: " + err.Error(), Err: err}
 	}
-	return nil
+	return release, nil
+}
+
+// IsDue reports whether the restore that cfg requests has not been carried out.
+// What can't be known counts as due: Run will say what is wrong.
+func IsDue(cfg Config) bool {
+	a, err := asked(cfg)
+	return a == Pending || err != nil
 }
 
 // newLineFile is there as long as the replica lacks a snapshot of the new line.
-func newLineFile(cfg Config) string { return filepath.Join(cfg.StateDir, "new-line") }
+func newLineFile(stateDir string) string { return filepath.Join(stateDir, "new-line") }
+
+// OnNewLine reports whether the database does not continue the newest that the
+// replica has: what is uploaded next must be followed by a snapshot. It stays so, over
+// restarts, until Anchored is called.
+func OnNewLine(stateDir string) bool {
+	_, err := os.Stat(newLineFile(stateDir))
+	return err == nil
+}
 
 // Anchored notes that the replica has a snapshot of the line that a restore to a
 // point in time began.
-func Anchored(cfg Config) error {
-	if err := os.Remove(newLineFile(cfg)); err != nil && !errors.Is(err, os.ErrNotExist) {
+func Anchored(stateDir string) error {
+	if err := os.Remove(newLineFile(stateDir)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -253,16 +270,28 @@ func beginNewLine(ctx context.Context, cfg Config) error {
 		sentence, _ := cfg.Explain(err)
 		return &Failure{Sentence: "cannot keep what is newer than the point in time: " + sentence, Err: err}
 	}
-	if err := os.WriteFile(newLineFile(cfg), nil, 0o600); err != nil {
+	if err := BeginNewLine(cfg.StateDir); err != nil {
 		return &Failure{Sentence: fmt.Sprintf("cannot note the way back in time: %v", err), Err: err}
 	}
-	return syncDir(cfg.StateDir)
+	return nil
+}
+
+// BeginNewLine notes, on the disk, that what the database is going to be does not
+// continue the newest that the replica has.
+func BeginNewLine(stateDir string) error {
+	if err := os.MkdirAll(stateDir, 0o711); err != nil {
+		return err
+	}
+	if err := os.WriteFile(newLineFile(stateDir), nil, 0o600); err != nil {
+		return err
+	}
+	return syncDir(stateDir)
 }
 
 // restore reads the database into the scratch folder, verifies it and moves it
 // into place. It returns where the old one was set aside.
 func restore(ctx context.Context, cfg Config, f Facts, p plan) (done Progress, aside string, err error) {
-	if err := makeFolder(filepath.Dir(cfg.DBPath)); err != nil {
+	if err := MakeFolder(filepath.Dir(cfg.DBPath)); err != nil {
 		return Progress{}, "", &Failure{Sentence: err.Error(), Err: err}
 	}
 	scratch := scratchDir(cfg)

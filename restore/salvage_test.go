@@ -104,20 +104,20 @@ func TestOfferOfAnOlderState(t *testing.T) {
 		sealed := false
 		cfg.Seal = func(context.Context) error { sealed = true; return nil }
 		out, err := Run(t.Context(), cfg)
-		if err != nil || !out.NewLine || !sealed {
+		if err != nil || !OnNewLine(cfg.StateDir) || !sealed {
 			t.Fatalf("%s: the offer does not hold: %+v, %v", name, out, err)
 		}
 		if n := count(t, cfg.DBPath); n != 41 {
 			t.Errorf("%s: %d rows, want those of the first three files", name, n)
 		}
 		// Until the replica has a snapshot of it, over restarts too.
-		if out, err := Run(t.Context(), cfg); err != nil || !out.NewLine {
+		if _, err := Run(t.Context(), cfg); err != nil || !OnNewLine(cfg.StateDir) {
 			t.Errorf("%s: forgotten with a restart: %+v, %v", name, out, err)
 		}
-		if err := Anchored(cfg); err != nil {
+		if err := Anchored(cfg.StateDir); err != nil {
 			t.Error(err)
 		}
-		if out, err := Run(t.Context(), cfg); err != nil || out.NewLine {
+		if _, err := Run(t.Context(), cfg); err != nil || OnNewLine(cfg.StateDir) {
 			t.Errorf("%s: not forgotten with the snapshot: %+v, %v", name, out, err)
 		}
 	}

@@ -185,11 +185,23 @@ func recoverSwap(cfg Config) (inPlace bool, err error) {
 			return true, l.write(cfg)
 		}
 	}
+	if err == nil && !isOld(cfg, l.Swap, fi) {
+		cfg.Logger.Warn("somebody has put another database into the place of the one that was being replaced; what belonged to that stays aside", "aside", l.Swap.Aside)
+		l.Swap = nil
+		return false, l.write(cfg)
+	}
 	if err := putBack(cfg, l.Swap, errors.Is(err, os.ErrNotExist)); err != nil {
 		return false, err
 	}
 	l.Swap = nil
 	return false, l.write(cfg)
+}
+
+// isOld reports whether the file at the path is still the one that was to be
+// replaced. As long as it has no second name, nothing has been seen to the contrary.
+func isOld(cfg Config, s *swap, there os.FileInfo) bool {
+	old, err := os.Stat(filepath.Join(s.Aside, filepath.Base(cfg.DBPath)))
+	return err != nil || os.SameFile(old, there)
 }
 
 // putBack moves everything back to where it was: the old database stays. It is

@@ -6,7 +6,9 @@
 //	guestbook worker --db PATH [--every 1s] [--count N]  writes entries on its own
 //
 // The worker prints "ack N" on stdout when the commit of its entry N has
-// returned: what was acknowledged must never be lost.
+// returned, and with --stamp the time of that: what was acknowledged must never
+// be lost. With --chain each entry says which one was the newest when it was
+// written, so that two histories can't be mixed unseen.
 package main
 
 import (
@@ -57,6 +59,13 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	size := fs.Int("size", 100, "worker: bytes of text in an entry")
 	random := fs.Bool("random", false, "worker: text that can't be packed")
 	keep := fs.Int("keep", 0, "worker: forget all but the newest so many entries; 0 forgets none")
+	burst := fs.Int("burst", 1, "worker: entries between two pauses")
+	stamp := fs.Bool("stamp", false, "worker: print when each commit had returned")
+	name := fs.String("name", "", "worker: sign the entries with this and the process id, and print that with each ack")
+	chain := fs.Bool("chain", false, "worker: note in each entry which one was the newest before it; of a new database")
+	stmt := fs.String("sql", "", "worker: a statement to run now and then, like VACUUM; what comes of it is printed")
+	stmtAfter := fs.Int("sql-after", 50, "worker: entries between two runs of --sql")
+	hold := fs.Bool("hold", false, "worker: keep a read transaction open as long as it runs")
 	exit := fs.Int("exit", 0, "worker: exit code at the end")
 	late := fs.Duration("late", 0, "make an empty file first, and the database in it only after this time")
 	pageSize := fs.Int("page-size", 0, "page size of a new database, in bytes; 0 is SQLite's choice")
@@ -72,7 +81,7 @@ func run(ctx context.Context, args []string) (code int, err error) {
 		}
 		<-time.After(*late)
 	}
-	book, err := open(ctx, *path, *pageSize)
+	book, err := open(ctx, *path, *pageSize, *chain)
 	if err != nil {
 		return 0, err
 	}
@@ -81,7 +90,17 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	case "serve":
 		return 0, book.serve(ctx, *addr)
 	case "worker":
-		return *exit, book.work(ctx, task{*every, *count, *size, *random, *keep})
+		if *hold {
+			release, err := book.hold(ctx)
+			if err != nil {
+				return 0, err
+			}
+			defer release()
+		}
+		return *exit, book.work(ctx, task{
+			every: *every, count: *count, burst: *burst, size: *size, random: *random, keep: *keep,
+			name: *name, chain: *chain, stamp: *stamp, stmt: *stmt, stmtAfter: *stmtAfter,
+		})
 	}
 	return 0, fmt.Errorf("unknown command %q", args[0])
 }
@@ -96,7 +115,7 @@ type entry struct {
 	At   string `json:"at"`
 }
 
-func open(ctx context.Context, path string, pageSize int) (*guestbook, error) {
+func open(ctx context.Context, path string, pageSize int, chain bool) (*guestbook, error) {
 	if pageSize > 0 {
 		if err := create(ctx, path, pageSize); err != nil {
 			return nil, err
@@ -106,8 +125,12 @@ func open(ctx context.Context, path string, pageSize int) (*guestbook, error) {
 	if err != nil {
 		return nil, err
 	}
+	prev := ""
+	if chain {
+		prev = ", prev TEXT NOT NULL"
+	}
 	_, err = db.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS entries (
-		id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, text TEXT NOT NULL, at TEXT NOT NULL)`)
+		id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, text TEXT NOT NULL, at TEXT NOT NULL`+prev+`)`)
 	if err != nil {
 		_ = db.Close()
 		return nil, fmt.Errorf("open %s: %w", path, err)
@@ -141,6 +164,17 @@ func (g *guestbook) add(ctx context.Context, name, text string) (int64, error) {
 	return res.LastInsertId()
 }
 
+// addToChain adds an entry with the name and the time of the newest.
+func (g *guestbook) addToChain(ctx context.Context, name, text string) (int64, error) {
+	res, err := g.ExecContext(ctx, `INSERT INTO entries (name, text, at, prev)
+		VALUES (?, ?, ?, coalesce((SELECT name || ' ' || at FROM entries ORDER BY id DESC LIMIT 1), ''))`,
+		name, text, time.Now().UTC().Format(time.RFC3339Nano))
+	if err != nil {
+		return 0, err
+	}
+	return res.LastInsertId()
+}
+
 func (g *guestbook) count(ctx context.Context) (n int64, err error) {
 	err = g.QueryRowContext(ctx, "SELECT count(*) FROM entries").Scan(&n)
 	return n, err
@@ -167,20 +201,35 @@ func (g *guestbook) list(ctx context.Context, most int) ([]entry, error) {
 type task struct {
 	every       time.Duration
 	count, size int
+	burst       int
 	random      bool
 	keep        int
+	name        string
+	chain       bool
+	stamp       bool
+	stmt        string
+	stmtAfter   int
 }
 
 // work writes entries until it is told to stop.
 func (g *guestbook) work(ctx context.Context, t task) error {
 	text := strings.Repeat("x", t.size)
+	name, signed := "worker", ""
+	if t.name != "" {
+		name = fmt.Sprintf("%s.%d", t.name, os.Getpid())
+		signed = " " + name
+	}
+	add := g.add
+	if t.chain {
+		add = g.addToChain
+	}
 	for n := 1; t.count == 0 || n <= t.count; n++ {
 		if t.random {
 			b := make([]byte, t.size/2)
 			_, _ = rand.Read(b) // never fails
 			text = hex.EncodeToString(b)
 		}
-		id, err := g.add(ctx, "worker", text)
+		id, err := add(ctx, name, text)
 		if err == nil && t.keep > 0 {
 			_, err = g.ExecContext(ctx, "DELETE FROM entries WHERE id <= ?", id-int64(t.keep))
 		}
@@ -189,8 +238,15 @@ func (g *guestbook) work(ctx context.Context, t task) error {
 		} else if err != nil {
 			return err
 		}
-		fmt.Println("ack", id)
-		if t.every > 0 {
+		if t.stamp {
+			fmt.Println("ack", id, time.Now().UTC().Format(time.RFC3339Nano)+signed)
+		} else {
+			fmt.Println("ack", id)
+		}
+		if t.stmt != "" && n%t.stmtAfter == 0 {
+			fmt.Println("sql:", g.tell(ctx, t.stmt))
+		}
+		if t.every > 0 && n%t.burst == 0 {
 			select {
 			case <-ctx.Done():
 				return nil
@@ -199,6 +255,50 @@ func (g *guestbook) work(ctx context.Context, t task) error {
 		}
 	}
 	return nil
+}
+
+// tell runs a statement and says what came of it: its first row, or its error.
+func (g *guestbook) tell(ctx context.Context, stmt string) string {
+	rows, err := g.QueryContext(ctx, stmt)
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = rows.Close() }()
+	columns, err := rows.Columns()
+	if err != nil {
+		return err.Error()
+	}
+	values, to := make([]any, len(columns)), make([]any, len(columns))
+	for i := range values {
+		to[i] = &values[i]
+	}
+	if rows.Next() {
+		if err := rows.Scan(to...); err != nil {
+			return err.Error()
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(fmt.Sprintln(append([]any{"done"}, values...)...))
+}
+
+// hold begins a read transaction that sees the entries of now until release is
+// called.
+func (g *guestbook) hold(ctx context.Context) (release func(), err error) {
+	conn, err := g.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var n int64
+	if _, err = conn.ExecContext(ctx, "BEGIN"); err == nil {
+		err = conn.QueryRowContext(ctx, "SELECT count(*) FROM entries").Scan(&n)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("begin to read: %w", err)
+	}
+	return func() { _ = conn.Close() }, nil
 }
 
 // serve answers on addr until it is told to stop, and then finishes what it is at.
