@@ -52,6 +52,11 @@ conformance: setup ## examine us and other inits as PID 1, and write docs/pid1.m
 	@$(MAKE) --no-print-directory binaries
 	go test -count=1 -timeout 30m ./internal/conformance -args -peers -write
 
+.PHONY: faults
+faults: setup tools ## let the bucket fail in every way under every workload, and write docs/faults.md
+	@$(MAKE) --no-print-directory binaries
+	SLASHA_FAULTS=all SLASHA_FAULTS_OUTAGE=2m go test -v -count=1 -run '^TestFaults$$' -timeout 60m .
+
 .PHONY: bench
 bench: setup $(CACHE)/litestream ## start and memory, compared with tini, dumb-init and litestream
 	@.ci/setup inits
