@@ -12,6 +12,7 @@ import (
 
 	"github.com/superfly/ltx"
 
+	"github.com/slashacom/slasha-init/internal/durable"
 	"github.com/slashacom/slasha-init/lineage"
 	"github.com/slashacom/slasha-init/restore"
 )
@@ -107,7 +108,7 @@ func (l *life) drill(ctx context.Context) bool {
 	}
 	l.health.Verified(note.At, took, note.Wrong)
 	if b, err := json.Marshal(note); err == nil {
-		if err := os.WriteFile(l.drillFile(), append(b, '\n'), 0o600); err != nil {
+		if err := durable.WriteFile(l.drillFile(), append(b, '\n'), 0o644); err != nil {
 			l.log.Debug("cannot note the drill", "error", err)
 		}
 	}

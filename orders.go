@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/slashacom/slasha-init/control"
@@ -112,9 +114,7 @@ func (l *life) openControl() {
 		Status:  l.health.Handler(),
 		Logger:  l.log,
 	}
-	if u := l.cfg.Processes.User; u != nil {
-		cfg.Users = []int{int(u.UID)}
-	}
+	cfg.May = l.mayAsk
 	err := openStateDir(l.cfg)
 	if err == nil {
 		l.socket, err = control.Listen(context.Background(), cfg)
@@ -124,16 +124,40 @@ func (l *life) openControl() {
 	}
 }
 
+// mayAsk lets the app's user ask, and those who can put another file in the
+// database's place anyway: instances on this volume can be of several users.
+func (l *life) mayAsk(uid, gid uint32) bool {
+	if u := l.cfg.Processes.User; u != nil && u.UID == uid {
+		return true
+	}
+	fi, err := os.Stat(filepath.Dir(l.cfg.DBPath))
+	if err != nil {
+		return false
+	}
+	may := fi.Mode().Perm()
+	owner, ok := fi.Sys().(*syscall.Stat_t)
+	return may&0o002 != 0 || ok && (may&0o020 != 0 && owner.Gid == gid || may&0o200 != 0 && owner.Uid == uid)
+}
+
 // openStateDir makes our folder, and lets the app's user pass through it to the
-// socket. What else is in it is for its owner alone.
+// socket. Whoever may write the folder around it may write this one too: an instance
+// of another user takes over from the one that made it.
 func openStateDir(cfg Config) error {
 	if !cfg.Enabled() {
 		return nil
 	}
-	if err := os.MkdirAll(cfg.StateDir(), 0o711); err != nil {
+	mode := os.FileMode(0o711)
+	if fi, err := os.Stat(filepath.Dir(cfg.StateDir())); err == nil {
+		for _, class := range []os.FileMode{0o070, 0o007} {
+			if fi.Mode()&class&0o022 != 0 {
+				mode |= class
+			}
+		}
+	}
+	if err := os.MkdirAll(cfg.StateDir(), mode); err != nil {
 		return err
 	}
-	if err := os.Chmod(cfg.StateDir(), 0o711); err != nil && !errors.Is(err, os.ErrPermission) {
+	if err := os.Chmod(cfg.StateDir(), mode); err != nil && !errors.Is(err, os.ErrPermission) {
 		return err // and if it is another user's, that one has done it
 	}
 	return nil

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -191,74 +190,50 @@ func TestARestartWithNothingToUpload(t *testing.T) {
 	}
 }
 
-// The bucket is away for long, and the disk is nearly full: what piles up is
-// dropped before the app has no room, health says so, a kill in the meantime loses
-// nothing, and all is in the bucket in the end.
-func TestABucketThatIsAwayForLong(t *testing.T) {
-	needRoot(t)
-	s3, dir := testbed.StartS3(t), t.TempDir()
-	db := filepath.Join(dir, "app.db")
-	// A disk of its own, which outlives the container.
-	disk := testbed.Start(t, nil, "unshare", "--mount", "sh", "-c", `mount -t tmpfs -o size=400m tmpfs "$0" && echo mounted && exec sleep 1000`, dir)
-	testbed.WaitOutput(disk, disk.Stdout, "mounted", 10*time.Second, testbed.Contains("mounted"))
-	inThere := fmt.Sprintf("/proc/%d/root%s", disk.Cmd.Process.Pid, dir)
-	proxy := testbed.StartProxy(t, s3.Addr)
-	start := func(more ...string) *testbed.Container {
-		t.Helper()
-		args := []string{"-t", strconv.Itoa(disk.Cmd.Process.Pid), "-m", "--", testbed.SlashaInit(t), "--", testbed.Guestbook(t), "worker", "--db", db}
-		return testbed.Adopt(t, testbed.Start(t, s3.Settings(proxy.URL(), db), "nsenter", append(args, more...)...))
-	}
-	c := start("--every", "50ms", "--random", "--size", "10000", "--keep", "400")
-	c.WaitAcked(60, 20*time.Second)
-	c.WaitHealth(20*time.Second, func(s healthz.Status) error {
-		if s.LastSyncedAt == nil {
-			return errors.New("nothing is uploaded yet")
+// An idle app costs fewer than 150,000 requests a month, all in: the renewals of
+// its lease are the checks of its bucket. Compactions that find nothing to do are
+// made at most every five minutes while a level has no file yet, so those of the
+// time that is looked at count extra.
+func TestRequestsOfAnIdleDatabase(t *testing.T) {
+	t.Parallel()
+	s3, vol := testbed.StartS3(t), newVolume(t)
+	db := vol.db(t)
+	breaker := testbed.StartBreaker(t, s3.Addr, 1)
+	c := testbed.StartContainer(t, s3.Settings("http://"+breaker.Addr, db), worker(t, db, "--burst", "30", "--every", "10m")...)
+	c.WaitHealth(20*time.Second, allSynced)
+	// The first compaction is made 20 s after the start.
+	testbed.Eventually(t, 60*time.Second, func() error {
+		for _, asked := range breaker.Asked() {
+			if strings.HasPrefix(asked, "PUT ") && strings.Contains(asked, "/0001/") {
+				return nil
+			}
 		}
-		return nil
+		return errors.New("nothing was compacted")
 	})
-	proxy.Cut()
-	filler, err := os.Create(filepath.Join(inThere, "filler"))
-	if err != nil {
-		t.Fatal(err)
+	const looking = 65 * time.Second
+	before := len(breaker.Asked())
+	select {
+	case <-time.After(looking): // what is counted is what happens in a time
+	case <-c.Done():
+		t.Fatal("slasha-init ended")
 	}
-	defer func() { _ = filler.Close() }()
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(inThere, &st); err != nil {
-		t.Fatal(err)
-	}
-	// 4 of 100 are left.
-	fill := (int64(st.Bavail) - int64(st.Blocks)/25) * int64(st.Bsize) //nolint:unconvert // other types on other architectures
-	if err := syscall.Fallocate(int(filler.Fd()), 0, 0, fill); err != nil {
-		t.Fatal(err)
-	}
-	c.WaitHealth(60*time.Second, func(s healthz.Status) error {
-		if !strings.Contains(text(s.HealthError), "took too much room and was dropped") {
-			return fmt.Errorf("health says %s", text(s.HealthError))
+	asked := breaker.Asked()[before:]
+	var each, levels int
+	for _, a := range asked {
+		if strings.HasPrefix(a, "GET ") && strings.Contains(a, "list-type=2") && (strings.Contains(a, "0002") || strings.Contains(a, "0003")) {
+			levels++
+			continue
 		}
-		return nil
-	})
-	c.WaitAcked(len(c.Acked())+50, 20*time.Second)
-	if files, err := os.ReadDir(filepath.Join(inThere, ".app.db-litestream", "ltx", "0")); err == nil && len(files) > 0 {
-		t.Errorf("%d files pile up again", len(files))
+		each++
 	}
-	c.Kill()
-	proxy.Mend()
-	c = start("--every", "0", "--count", "3")
-	if code := c.Wait(60 * time.Second); code != 0 {
-		t.Errorf("exit %d", code)
+	month := float64(each) * (30 * 24 * time.Hour).Seconds() / looking.Seconds()
+	t.Logf("%d requests in %s, %.0f a month, and %d of compactions:\n%s", each, looking, month, levels, strings.Join(asked, "\n"))
+	// One more or less falls into the time.
+	if most := 150_000 * looking.Seconds() / (30 * 24 * time.Hour).Seconds(); float64(each) > most+1 || levels > 4 {
+		t.Errorf("%d requests, and %d for levels without a file; want at most %.1f", each, levels, most)
 	}
-	if said := c.Stderr.String(); strings.Contains(said, "stale") || strings.Contains(said, "msg=restored") {
-		t.Errorf("the log: %s", said)
-	}
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
-	// SQLite does not follow the way through /proc.
-	copied := filepath.Join(t.TempDir(), "app.db")
-	copyFile(t, filepath.Join(inThere, "app.db"), copied)
-	if _, err := os.Stat(filepath.Join(inThere, "app.db-wal")); err == nil {
-		copyFile(t, filepath.Join(inThere, "app.db-wal"), copied+"-wal")
-	}
-	if got, live := testbed.Entries(t, restored), testbed.Entries(t, copied); !slices.Equal(got, live) || len(live) < 100 {
-		t.Errorf("the replica has %d entries, the database %d", len(got), len(live))
+	s, err := c.Health()
+	if err != nil || healthy(s) != nil || s.LastCheckedAt == nil || time.Since(time.Time(*s.LastCheckedAt)) > 30*time.Second {
+		t.Errorf("last checked %v, %v, %v", s.LastCheckedAt, healthy(s), err)
 	}
 }

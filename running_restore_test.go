@@ -337,7 +337,7 @@ func TestWhoMayAsk(t *testing.T) {
 
 	stranger := exec.Command(bin, "sync", "--db-path", db)
 	stranger.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 4343, Gid: 4343}}
-	if out, err := stranger.CombinedOutput(); err == nil || !strings.Contains(string(out), "only root, slasha-init's own user and the app's may ask") {
+	if out, err := stranger.CombinedOutput(); err == nil || !strings.Contains(string(out), "only root, slasha-init's own user, the app's, and who may write the database's folder may ask") {
 		t.Errorf("a stranger: %v, %s", err, out)
 	}
 	// With the health page off, the status comes by the same way.

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 
 	"github.com/superfly/ltx"
 
@@ -40,7 +39,7 @@ func (l *life) adopt(file string, newest ltx.TXID) error {
 // dropping notes what the live database goes on from, before what was captured
 // of it is dropped.
 func (l *life) dropping() error {
-	if err := os.MkdirAll(l.cfg.StateDir(), 0o711); err != nil {
+	if err := openStateDir(l.cfg); err != nil {
 		return err
 	}
 	acked := l.acked()

@@ -7,7 +7,7 @@
 //	GET  /...      what the health page has
 //
 // Who may ask is decided by the user that the kernel names for the other end,
-// and not by the socket's permissions: root, our own user, and the app's.
+// and not by the socket's permissions: root, our own user, and whom main lets.
 package control
 
 import (
@@ -22,7 +22,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -61,14 +60,15 @@ type Refusal struct{ Why string }
 
 func (r *Refusal) Error() string { return r.Why }
 
-// Config is what a Server needs. All but Users and Logger is required.
+// Config is what a Server needs. All but May and Logger is required.
 type Config struct {
 	// Path is where the socket is made, in a folder that exists. What a process
 	// that was killed left there is replaced.
 	Path string
 
-	// Users may ask, besides root and our own user.
-	Users []int
+	// May says who may ask, besides root and our own user, and is asked each time.
+	// Optional.
+	May func(uid, gid uint32) bool
 
 	// Sync and Restore do what they are asked for, and return when it is done. They
 	// are called from several goroutines at once. Their errors are told to who
@@ -217,17 +217,19 @@ func (cfg Config) handler() http.Handler {
 		answer(w, done, err)
 	})
 	mux.Handle("GET /", cfg.Status)
-	allowed := append([]int{0, os.Geteuid()}, cfg.Users...)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		peer, ok := r.Context().Value(peerKey{}).(*unix.Ucred)
-		if !ok || !slices.Contains(allowed, int(peer.Uid)) {
+		if peer, ok := r.Context().Value(peerKey{}).(*unix.Ucred); !ok || !cfg.mayAsk(peer) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusForbidden)
-			_ = json.NewEncoder(w).Encode(failure{"only root, slasha-init's own user and the app's may ask"})
+			_ = json.NewEncoder(w).Encode(failure{"only root, slasha-init's own user, the app's, and who may write the database's folder may ask"})
 			return
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+func (cfg Config) mayAsk(peer *unix.Ucred) bool {
+	return peer.Uid == 0 || int(peer.Uid) == os.Geteuid() || cfg.May != nil && cfg.May(peer.Uid, peer.Gid)
 }
 
 // failure is the body of an answer that is no success.

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/slashacom/slasha-init/internal/durable"
 )
 
 // record is what lies in the replica: who has the lease, and who had it last. It
@@ -120,16 +122,7 @@ func (m memory) save(file string) error {
 	if err != nil {
 		return err
 	}
-	tmp := file + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("note the lease: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("note the lease: %w", errors.Join(err, os.Remove(tmp)))
-	}
-	if err := os.Rename(tmp, file); err != nil {
+	if err := durable.WriteFile(file, append(b, '\n'), 0o644); err != nil {
 		return fmt.Errorf("note the lease: %w", err)
 	}
 	return nil

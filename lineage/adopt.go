@@ -2,13 +2,14 @@ package lineage
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
 
 	"github.com/superfly/ltx"
+
+	"github.com/slashacom/slasha-init/internal/durable"
 )
 
 // adoption is the note that a file was made from the replica: until the first
@@ -60,24 +61,10 @@ func (a adoption) write(stateDir, file string) error {
 	if err != nil {
 		return err
 	}
-	tmp := adoptionFile(stateDir) + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
+	if err := durable.WriteFile(adoptionFile(stateDir), append(b, '\n'), 0o644); err != nil {
 		return fmt.Errorf("note what was restored: %w", err)
 	}
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("note what was restored: %w", errors.Join(err, os.Remove(tmp)))
-	}
-	if err := os.Rename(tmp, adoptionFile(stateDir)); err != nil {
-		return fmt.Errorf("note what was restored: %w", err)
-	}
-	d, err := os.Open(stateDir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = d.Close() }()
-	return d.Sync()
+	return nil
 }
 
 // adopted returns what was noted of the file that is at the path now.

@@ -343,10 +343,10 @@ func (r *Replicator) begin(ctx context.Context, db *litestream.DB, pageSize uint
 	if captured != 0 && r.baseline == "" {
 		r.resumed = resumeFrom(db, captured)
 		if !r.resumed.canFollow(r.cfg.DBPath) {
-			r.cfg.Logger.Warn(errResetUnseen.Error() + ": replicating from a fresh snapshot")
 			if err := r.forget(db); err != nil {
 				return err
 			}
+			r.cfg.Logger.Warn(errResetUnseen.Error() + ": replicating from a fresh snapshot")
 			captured = 0
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/slashacom/slasha-init/internal/durable"
 )
 
 // What may stand beside a database and belongs to it. SQLite would apply a
@@ -57,7 +59,7 @@ func Install(cfg Config, file string) error {
 	if err := os.Rename(file, cfg.DBPath); err != nil {
 		return fmt.Errorf("cannot move the restored database into place: %w", err)
 	}
-	if err := syncDir(dir); err != nil {
+	if err := durable.SyncDir(dir); err != nil {
 		return fmt.Errorf("cannot sync the database's folder: %w", err)
 	}
 	return nil
@@ -137,17 +139,8 @@ func setAsideLeftovers(cfg Config) error {
 	if moved == 0 {
 		return nil
 	}
-	if err := syncDir(aside); err != nil {
+	if err := durable.SyncDir(aside); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(cfg.DBPath))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = d.Close() }()
-	return d.Sync()
+	return durable.SyncDir(filepath.Dir(cfg.DBPath))
 }

@@ -17,6 +17,8 @@ import (
 
 	"github.com/benbjohnson/litestream"
 	"github.com/superfly/ltx"
+
+	"github.com/slashacom/slasha-init/internal/durable"
 )
 
 // Client is a replica to read. It must offer the formats of Litestream 0.5 and
@@ -282,10 +284,7 @@ func BeginNewLine(stateDir string) error {
 	if err := os.MkdirAll(stateDir, 0o711); err != nil {
 		return err
 	}
-	if err := os.WriteFile(newLineFile(stateDir), nil, 0o600); err != nil {
-		return err
-	}
-	return syncDir(stateDir)
+	return durable.WriteFile(newLineFile(stateDir), nil, 0o644)
 }
 
 // restore reads the database into the scratch folder, verifies it and moves it

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/slashacom/slasha-init/internal/durable"
 )
 
 // ledger is what we remember beside the database: which request for a restore
@@ -67,19 +69,10 @@ func (l ledger) write(cfg Config) error {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("cannot make our folder: %w", err)
 	}
-	tmp := ledgerFile(cfg) + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
+	if err := durable.WriteFile(ledgerFile(cfg), append(b, '\n'), 0o644); err != nil {
 		return fmt.Errorf("cannot note a restore: %w", err)
 	}
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("cannot note a restore: %w", errors.Join(err, os.Remove(tmp)))
-	}
-	if err := os.Rename(tmp, ledgerFile(cfg)); err != nil {
-		return fmt.Errorf("cannot note a restore: %w", err)
-	}
-	return syncDir(cfg.StateDir)
+	return nil
 }
 
 // exchange puts a verified file in the place of the database, which is set aside
@@ -142,7 +135,7 @@ func exchangeFiles(cfg Config, file, aside string) error {
 		}
 		cfg.step("moved " + filepath.Base(path))
 	}
-	if err := errors.Join(syncDir(aside), syncDir(dir)); err != nil {
+	if err := errors.Join(durable.SyncDir(aside), durable.SyncDir(dir)); err != nil {
 		return err
 	}
 	old := filepath.Join(aside, filepath.Base(cfg.DBPath))
@@ -153,7 +146,7 @@ func exchangeFiles(cfg Config, file, aside string) error {
 			return err
 		}
 	}
-	if err := syncDir(aside); err != nil {
+	if err := durable.SyncDir(aside); err != nil {
 		return err
 	}
 	cfg.step("kept the old one")
@@ -161,7 +154,7 @@ func exchangeFiles(cfg Config, file, aside string) error {
 		return err
 	}
 	cfg.step("in place")
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }
 
 // recoverSwap ends a swap, whichever of its steps was the last to happen, and
@@ -224,7 +217,7 @@ func putBack(cfg Config, s *swap, missing bool) error {
 			return err
 		}
 	}
-	if err := syncDir(filepath.Dir(cfg.DBPath)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(cfg.DBPath)); err != nil {
 		return err
 	}
 	_ = os.Remove(s.Aside) // only if empty

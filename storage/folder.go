@@ -13,6 +13,8 @@ import (
 
 	"github.com/benbjohnson/litestream/file"
 	"golang.org/x/sys/unix"
+
+	"github.com/slashacom/slasha-init/internal/durable"
 )
 
 // folder is a replica in a local folder.
@@ -95,14 +97,7 @@ func (f *folder) writeOwn(ctx context.Context, name string, data []byte, ifTag s
 	if there.Tag != ifTag {
 		return "", fmt.Errorf("%w: %s was written by another", os.ErrExist, path)
 	}
-	tmp := path + ".tmp"
-	if err := writeSynced(tmp, data); err != nil {
-		return "", errors.Join(err, os.Remove(tmp))
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return "", err
-	}
-	return tagOf(data), dir.Sync()
+	return tagOf(data), durable.WriteFile(path, data, 0o644)
 }
 
 // flock waits for the lock on an open folder until ctx ends.
@@ -122,15 +117,6 @@ func flock(ctx context.Context, dir *os.File) error {
 		case <-time.After(5 * time.Millisecond): // it is held for one small file's write
 		}
 	}
-}
-
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // tagOf stands for a file's content, as a server's ETag does.

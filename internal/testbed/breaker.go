@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -24,6 +25,7 @@ type Breaker struct {
 	share  float64 // of the requests that are broken
 	fault  func(forward http.Handler, w http.ResponseWriter, r *http.Request) (broken bool)
 	broken int
+	asked  []string
 }
 
 // StartBreaker starts a breaker in front of upstream, which passes everything on
@@ -38,6 +40,7 @@ func StartBreaker(t testing.TB, upstream string, seed uint64) *Breaker {
 	forward.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.mu.Lock()
+		b.asked = append(b.asked, r.Method+" "+r.URL.String())
 		fault := b.fault
 		if fault != nil && b.random.Float64() >= b.share {
 			fault = nil
@@ -118,4 +121,11 @@ func (b *Breaker) Broken() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.broken
+}
+
+// Asked lists the requests so far: method and URL of each.
+func (b *Breaker) Asked() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.asked)
 }

@@ -65,6 +65,7 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	chain := fs.Bool("chain", false, "worker: note in each entry which one was the newest before it; of a new database")
 	stmt := fs.String("sql", "", "worker: a statement to run now and then, like VACUUM; what comes of it is printed")
 	stmtAfter := fs.Int("sql-after", 50, "worker: entries between two runs of --sql")
+	persist := fs.Bool("persist", false, "worker: print why an entry could not be written, and try again, instead of ending")
 	hold := fs.Bool("hold", false, "worker: keep a read transaction open as long as it runs")
 	exit := fs.Int("exit", 0, "worker: exit code at the end")
 	late := fs.Duration("late", 0, "make an empty file first, and the database in it only after this time")
@@ -99,7 +100,7 @@ func run(ctx context.Context, args []string) (code int, err error) {
 		}
 		return *exit, book.work(ctx, task{
 			every: *every, count: *count, burst: *burst, size: *size, random: *random, keep: *keep,
-			name: *name, chain: *chain, stamp: *stamp, stmt: *stmt, stmtAfter: *stmtAfter,
+			name: *name, chain: *chain, stamp: *stamp, stmt: *stmt, stmtAfter: *stmtAfter, persist: *persist,
 		})
 	}
 	return 0, fmt.Errorf("unknown command %q", args[0])
@@ -209,6 +210,7 @@ type task struct {
 	stamp       bool
 	stmt        string
 	stmtAfter   int
+	persist     bool
 }
 
 // work writes entries until it is told to stop.
@@ -235,6 +237,14 @@ func (g *guestbook) work(ctx context.Context, t task) error {
 		}
 		if errors.Is(err, context.Canceled) {
 			return nil
+		} else if err != nil && t.persist {
+			fmt.Println("refused:", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(max(t.every, 10*time.Millisecond)):
+			}
+			continue
 		} else if err != nil {
 			return err
 		}

@@ -10,9 +10,15 @@
 //   probe clock            say the monotonic clock, in nanoseconds
 //   probe args ARG...      say each argument, in brackets
 //   probe block N CMD...   become CMD, with signal N blocked
+//   probe nolocks CMD...   become CMD, for whom flock(2) fails as it does on a file
+//                          system that has no locks
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <errno.h>
 #include <grp.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +26,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -102,6 +109,19 @@ static int orphans(int n) {
 	return signals(0);
 }
 
+static int no_locks(void) {
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_flock, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOLCK),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog filter = {sizeof code / sizeof *code, code};
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+		return -1;
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
+}
+
 int main(int argc, char **argv) {
 	const char *what = argc > 1 ? argv[1] : "";
 	struct timespec now;
@@ -124,6 +144,12 @@ int main(int argc, char **argv) {
 		sigaddset(&mask, atoi(argv[2]));
 		sigprocmask(SIG_SETMASK, &mask, NULL);
 		execvp(argv[3], argv + 3);
+		perror("probe");
+		return 127;
+	}
+	if (strcmp(what, "nolocks") == 0 && argc > 2) {
+		if (no_locks() == 0)
+			execvp(argv[2], argv + 2);
 		perror("probe");
 		return 127;
 	}
