@@ -82,8 +82,7 @@ func (l *life) drill(ctx context.Context) bool {
 	began := time.Now()
 	acked := l.acked()
 	file := filepath.Join(scratch, filepath.Base(l.cfg.DBPath))
-	// One reader: the app comes first.
-	cfg := l.restoreConfig(restore.Config{Workers: 1})
+	cfg := l.restoreConfig(restore.Config{Gently: true}) // the app comes first
 	if cfg.Check == restore.Off {
 		cfg.Check = restore.Quick
 	}

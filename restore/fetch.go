@@ -48,7 +48,7 @@ func Foresee(ctx context.Context, cfg Config) (Progress, error) {
 
 // fetchPlan is Fetch for a plan that is known.
 func fetchPlan(ctx context.Context, cfg Config, file string, txid ltx.TXID, p plan) (Progress, error) {
-	f := &fetching{cfg: cfg, file: file, txid: txid, client: &counting{Client: cfg.Client}}
+	f := &fetching{cfg: cfg, file: file, txid: txid, client: &counting{Client: cfg.Client, pace: cfg.pace}}
 	f.total.Store(p.bytes)
 	start := time.Now()
 	progress := func() Progress {
@@ -131,7 +131,7 @@ func (f *fetching) try(ctx context.Context, p plan) error {
 		if err := litestream.NewReplicaWithClient(nil, f.client).RestoreV3(ctx, opt); err != nil {
 			return err
 		}
-		return Verify(ctx, f.file, f.cfg.Check)
+		return f.verify(ctx)
 	}
 	if p.gap != nil {
 		return f.salvage(ctx, p, p.gap)
@@ -149,7 +149,11 @@ func (f *fetching) try(ctx context.Context, p plan) error {
 
 // assemble puts the database together and verifies it.
 func (f *fetching) assemble(ctx context.Context, files []*ltx.FileInfo) (*fetch.Plan, error) {
-	p, err := fetch.Open(ctx, f.client, files, fetch.Options{Workers: f.cfg.Workers, GiveUp: func(err error) bool {
+	workers := 0 // as many as pay
+	if f.cfg.Gently {
+		workers = 1
+	}
+	p, err := fetch.Open(ctx, f.client, files, fetch.Options{Workers: workers, GiveUp: func(err error) bool {
 		_, temporary := f.cfg.Explain(err)
 		return !temporary
 	}})
@@ -178,8 +182,15 @@ func (f *fetching) assemble(ctx context.Context, files []*ltx.FileInfo) (*fetch.
 	// SQLite reads what is in the page cache while the disk takes it in.
 	synced := make(chan error, 1)
 	go func() { synced <- out.Sync() }()
-	err = Verify(ctx, f.file, f.cfg.Check)
+	err = f.verify(ctx)
 	return p, errors.Join(err, <-synced)
+}
+
+func (f *fetching) verify(ctx context.Context) error {
+	if f.cfg.Gently && f.cfg.Check != Off {
+		return verifyGently(ctx, f.file, f.cfg.Check, f.cfg.pace())
+	}
+	return Verify(ctx, f.file, f.cfg.Check)
 }
 
 // byLitestream restores what our own code can't, by Litestream's.
@@ -191,7 +202,7 @@ func (f *fetching) byLitestream(ctx context.Context, p plan, why error) error {
 	if err := litestream.NewReplicaWithClient(nil, f.client).Restore(ctx, opt); err != nil {
 		return err
 	}
-	return Verify(ctx, f.file, f.cfg.Check)
+	return f.verify(ctx)
 }
 
 // mostDamages is how many damaged files are gone around in search of something
@@ -274,37 +285,41 @@ func tellEvery(every time.Duration, tell func()) (stop func()) {
 // counting counts what is read.
 type counting struct {
 	Client
-	n atomic.Int64
+	n    atomic.Int64
+	pace func() *pace
 }
 
 func (c *counting) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
 	rc, err := c.Client.OpenLTXFile(ctx, level, minTXID, maxTXID, offset, size)
-	return c.count(rc, err)
+	return c.count(ctx, rc, err)
 }
 
 func (c *counting) OpenSnapshotV3(ctx context.Context, generation string, index int) (io.ReadCloser, error) {
 	rc, err := c.Client.OpenSnapshotV3(ctx, generation, index)
-	return c.count(rc, err)
+	return c.count(ctx, rc, err)
 }
 
 func (c *counting) OpenWALSegmentV3(ctx context.Context, generation string, index int, offset int64) (io.ReadCloser, error) {
 	rc, err := c.Client.OpenWALSegmentV3(ctx, generation, index, offset)
-	return c.count(rc, err)
+	return c.count(ctx, rc, err)
 }
 
-func (c *counting) count(rc io.ReadCloser, err error) (io.ReadCloser, error) {
+func (c *counting) count(ctx context.Context, rc io.ReadCloser, err error) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &countingReader{rc, &c.n}, nil
+	return &countingReader{rc, ctx, &c.n, c.pace()}, nil
 }
 
 type countingReader struct {
 	io.ReadCloser
-	n *atomic.Int64
+	ctx  context.Context //nolint:containedctx // of the request whose answer this is
+	n    *atomic.Int64
+	pace *pace
 }
 
 func (r *countingReader) Read(p []byte) (int, error) {
+	r.pace.rest(r.ctx)
 	n, err := r.ReadCloser.Read(p)
 	r.n.Add(int64(n))
 	return n, err

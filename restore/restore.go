@@ -58,8 +58,9 @@ type Config struct {
 	// is the newest.
 	Timestamp time.Time
 
-	// Workers bounds how many files are read at once; 0 is as many as pay.
-	Workers int
+	// Gently leaves most of a processor and of the line to others, for a restore
+	// that nobody waits for.
+	Gently bool
 
 	// Check is how what was restored is looked at before it counts.
 	Check Check

@@ -371,8 +371,9 @@ func TestDamagedReplica(t *testing.T) {
 	}
 }
 
-func TestVerifyFindsWhatSQLiteFinds(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "odd name?#%.db")
+// soundDB makes a database of 2,000 rows, with an index.
+func soundDB(t *testing.T, path string) {
+	t.Helper()
 	db, err := sql.Open("sqlite3", "file:"+strings.NewReplacer("?", "%3f", "#", "%23", "%", "%25").Replace(path))
 	if err != nil {
 		t.Fatal(err)
@@ -386,6 +387,11 @@ func TestVerifyFindsWhatSQLiteFinds(t *testing.T) {
 		}
 	}
 	_ = db.Close()
+}
+
+func TestVerifyFindsWhatSQLiteFinds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "odd name?#%.db")
+	soundDB(t, path)
 	if err := Verify(t.Context(), path, Quick); err != nil {
 		t.Fatalf("a good file: %v", err)
 	}

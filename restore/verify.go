@@ -45,10 +45,19 @@ func Verify(ctx context.Context, path string, check Check) error {
 	if check == Off {
 		return nil
 	}
+	return verify(ctx, path, check, "")
+}
+
+// verify is Verify, through a VFS unless that is "".
+func verify(ctx context.Context, path string, check Check, vfs string) error {
 	// immutable: no locks, no -wal and no -shm; the file is ours alone. SQLite reads
 	// it page by page: a mapped file counts as our memory, and is no faster when it
 	// is unloaded again and again so that it doesn't.
-	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: "mode=ro&immutable=1"}).String()
+	query := "mode=ro&immutable=1"
+	if vfs != "" {
+		query += "&vfs=" + vfs
+	}
+	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: query}).String()
 	db, err := sql.Open("sqlite3", dsn)
 	if err != nil {
 		return fmt.Errorf("open the restored database: %w", err)

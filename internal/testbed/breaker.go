@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Breaker stands in front of an S3 server and breaks what it is told to, on the
@@ -25,7 +26,7 @@ type Breaker struct {
 	share  float64 // of the requests that are broken
 	fault  func(forward http.Handler, w http.ResponseWriter, r *http.Request) (broken bool)
 	broken int
-	asked  []string
+	asked  []Asked
 }
 
 // StartBreaker starts a breaker in front of upstream, which passes everything on
@@ -40,7 +41,7 @@ func StartBreaker(t testing.TB, upstream string, seed uint64) *Breaker {
 	forward.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.mu.Lock()
-		b.asked = append(b.asked, r.Method+" "+r.URL.String())
+		b.asked = append(b.asked, Asked{time.Now(), r.Method + " " + r.URL.String()})
 		fault := b.fault
 		if fault != nil && b.random.Float64() >= b.share {
 			fault = nil
@@ -123,8 +124,14 @@ func (b *Breaker) Broken() int {
 	return b.broken
 }
 
-// Asked lists the requests so far: method and URL of each.
-func (b *Breaker) Asked() []string {
+// Asked is a request that came to a Breaker.
+type Asked struct {
+	At  time.Time
+	For string // method and URL
+}
+
+// Asked lists the requests so far.
+func (b *Breaker) Asked() []Asked {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.asked)
