@@ -32,11 +32,22 @@ var (
 // when each upload began and when it was acknowledged.
 type farBucket struct {
 	*httptest.Server
-	mu   sync.Mutex
-	puts []upload
+	mu    sync.Mutex
+	puts  []upload
+	parts int // of snapshots that have begun to be uploaded
+	whole int // snapshots
 }
 
-type upload struct{ began, acked time.Time }
+type upload struct {
+	began, acked time.Time
+	of           string // path and query
+}
+
+// ofCommits tells uploads of what was committed just now from those of leases,
+// snapshots and compactions.
+func (u upload) ofCommits() bool {
+	return (strings.Contains(u.of, "/0000/") || strings.Contains(u.of, "/wal/")) && !strings.Contains(u.of, "partNumber")
+}
 
 // roundTrip is how far away the bucket is.
 const roundTrip = 30 * time.Millisecond
@@ -54,10 +65,19 @@ func newFarBucket(b *testing.B, srv *testbed.S3) *farBucket {
 		<-time.After(roundTrip / 2)
 		rec := &statusWriter{ResponseWriter: w}
 		forward.ServeHTTP(rec, r)
+		far.mu.Lock()
+		defer far.mu.Unlock()
 		if r.Method == http.MethodPut && rec.status == http.StatusOK {
-			far.mu.Lock()
-			far.puts = append(far.puts, upload{began, time.Now().Add(roundTrip / 2)})
-			far.mu.Unlock()
+			far.puts = append(far.puts, upload{began, time.Now().Add(roundTrip / 2), r.URL.RequestURI()})
+		}
+		if strings.Contains(r.URL.Path, "/0009/") { // whole, or the last step of one in parts
+			query := r.URL.Query()
+			switch {
+			case r.Method == http.MethodPut && query.Has("partNumber"):
+				far.parts++
+			case r.Method == http.MethodPut, r.Method == http.MethodPost && query.Has("uploadId"):
+				far.whole++
+			}
 		}
 	}))
 	b.Cleanup(far.Close)
@@ -76,6 +96,12 @@ func (w *statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
+func (f *farBucket) snapshots() (parts, whole int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.parts, f.whole
+}
+
 func (f *farBucket) uploads() []upload {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -85,6 +111,7 @@ func (f *farBucket) uploads() []upload {
 // durable is when a commit was in the bucket: when the first upload that began
 // after it was acknowledged.
 func durable(puts []upload, commit time.Time) (time.Time, bool) {
+	puts = slices.DeleteFunc(slices.Clone(puts), func(u upload) bool { return !u.ofCommits() })
 	i, _ := slices.BinarySearchFunc(puts, commit, func(u upload, t time.Time) int { return u.began.Compare(t) })
 	if i == len(puts) {
 		return time.Time{}, false
@@ -105,7 +132,7 @@ func BenchmarkReplicate(b *testing.B) {
 	rows := make(map[string][]string)
 	var order []string
 	for _, name := range []string{"slasha-init", "litestream", "litestream3"} {
-		for _, f := range replicateWith(b, name, alone) {
+		for _, f := range append(replicateWith(b, name, alone), snapshotWith(b, name)...) {
 			if !slices.Contains(order, f[0]) {
 				order = append(order, f[0])
 			}
@@ -209,7 +236,7 @@ func replicateWith(b *testing.B, name string, alone throughput) (figures [][2]st
 	idle := seconds(60)
 	<-time.After(idle)
 	figure("idle: CPU, ms in a second", "%.2f", float64((cpuTime(b, p.Cmd.Process.Pid)-cpu).Milliseconds())/idle.Seconds())
-	figure("idle: resident memory", "%d MiB", residentKiB(b, p.Cmd.Process.Pid)>>10)
+	figure("idle: resident memory", "%d MiB", statusKiB(b, p.Cmd.Process.Pid, "VmRSS:")>>10)
 
 	got := saturate(b, db)
 	figure("as fast as it can: commits a second", "%.0f (%.2f of alone)", got.rate, got.rate/alone.rate)
@@ -217,6 +244,83 @@ func replicateWith(b *testing.B, name string, alone throughput) (figures [][2]st
 	p.Kill()
 	srv.Down()
 	return figures
+}
+
+// snapshotWith measures what becomes of commits while a snapshot of a large database
+// is uploaded, and the memory that takes. It is made at the next full minute.
+func snapshotWith(b *testing.B, name string) (figures [][2]string) {
+	lag, memory := "snapshot of 1 GiB under way: commit to durable, 99th of 100", "snapshot of 1 GiB under way: most resident memory"
+	if name == "litestream3" {
+		return [][2]string{{lag, "-"}, {memory, "-"}}
+	}
+	srv := testbed.StartS3(b)
+	far := newFarBucket(b, srv)
+	path := filepath.Join(b.TempDir(), "data", "app.db")
+	db := openBench(b, path)
+	if _, err := db.Exec("WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < ?) INSERT INTO t (body) SELECT hex(randomblob(500)) FROM c", int(float64(1<<20)**replicateScale)); err != nil {
+		b.Fatal(err)
+	}
+	var p *testbed.Process
+	if name == "slasha-init" {
+		p = testbed.Start(b, append(srv.Settings(far.URL, path), "SLASHA_SNAPSHOT_INTERVAL=1m"), testbed.Released(b), "--", "sleep", "100000")
+	} else {
+		config := restoreCase{}.config(b, srv, far.URL, path, "apps/guestbook")
+		text, err := os.ReadFile(config)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := os.WriteFile(config, append([]byte("snapshot:\n  interval: 1m\n"), text...), 0o600); err != nil {
+			b.Fatal(err)
+		}
+		p = testbed.Start(b, nil, testbed.Tool(b, name), "replicate", "-config", config)
+	}
+	var commits []time.Time
+	until := func(what string, ok func() bool) {
+		deadline := time.Now().Add(4 * time.Minute)
+		for !ok() {
+			if time.Now().After(deadline) {
+				b.Fatalf("%s: %s: not within 4 minutes", name, what)
+			}
+			<-time.After(50 * time.Millisecond)
+			commits = append(commits, commit(b, db))
+		}
+	}
+	first := commit(b, db)
+	until("the first upload", func() bool { _, ok := durable(far.uploads(), first); return ok })
+	// litestream makes one at the start, while the first upload is under way.
+	parts, whole := far.snapshots()
+	until("no snapshot", func() bool {
+		p, w := far.snapshots()
+		still := p == parts && (p == 0 || w > 0)
+		parts, whole = p, w
+		return still
+	})
+	until("a snapshot", func() bool { p, _ := far.snapshots(); return p > parts })
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", p.Cmd.Process.Pid), []byte("5"), 0); err != nil { // the peak counts from here on
+		b.Fatal(err)
+	}
+	commits = nil
+	until("the snapshot's end", func() bool { _, w := far.snapshots(); return w > whole && len(commits) > 0 })
+	peak := statusKiB(b, p.Cmd.Process.Pid, "VmHWM:")
+	testbed.Eventually(b, 30*time.Second, func() error {
+		if _, ok := durable(far.uploads(), commits[len(commits)-1]); !ok {
+			return fmt.Errorf("the last commit is not uploaded")
+		}
+		return nil
+	})
+	puts := far.uploads()
+	var lags []time.Duration
+	for _, c := range commits {
+		at, _ := durable(puts, c)
+		lags = append(lags, at.Sub(c))
+	}
+	slices.Sort(lags)
+	p.Kill()
+	srv.Down()
+	return [][2]string{
+		{lag, fmt.Sprintf("%d ms (of %d)", lags[len(lags)*99/100].Milliseconds(), len(lags))},
+		{memory, fmt.Sprintf("%d MiB", peak>>10)},
+	}
 }
 
 // throughput is what an app gets done.
@@ -258,13 +362,14 @@ func cpuTime(b *testing.B, pid int) time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-func residentKiB(b *testing.B, pid int) (kib int64) {
+// statusKiB is a line of proc_pid_status(5).
+func statusKiB(b *testing.B, pid int, line string) (kib int64) {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		b.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(text), "VmRSS:")
+	_, rest, _ := strings.Cut(string(text), line)
 	_, _ = fmt.Sscan(rest, &kib)
 	return kib
 }

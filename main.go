@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -426,6 +427,7 @@ func (l *life) replicate() *replication {
 	if l.client == nil {
 		return &replication{life: l}
 	}
+	debug.SetGCPercent(smallHeap)
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &replication{life: l, cancel: cancel, leads: make(chan struct{}), ended: make(chan struct{})}
 	cfg := replicate.Config{
@@ -466,6 +468,10 @@ func (l *life) replicate() *replication {
 	}()
 	return r
 }
+
+// smallHeap lets the heap grow by less than Go's 100 percent between two collections:
+// a snapshot of 1 GiB took 135 MiB then, of memory that is the app's.
+const smallHeap = 40
 
 // askLease is how often an idle database asks how the lease stands, which makes no
 // request: a renewal that failed is told this soon.

@@ -3,6 +3,7 @@ package replicate
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -34,6 +35,7 @@ func (r *Replicator) compact(ctx context.Context) <-chan struct{} {
 		levels := append(litestream.CompactionLevels{}, litestream.DefaultCompactionLevels[1:]...)
 		levels = append(levels, &litestream.CompactionLevel{Level: litestream.SnapshotLevel, Interval: r.cfg.SnapshotInterval})
 		due := make([]time.Time, len(levels))
+		offset := rand.Float64() //nolint:gosec // not for secrets
 		for i := range due {
 			due[i] = time.Now().Add(restUntilCompaction)
 		}
@@ -44,7 +46,7 @@ func (r *Replicator) compact(ctx context.Context) <-chan struct{} {
 				}
 				due[i] = time.Now().Add(compactAgain)
 				if r.compactLevel(ctx, level) {
-					due[i] = level.NextCompactionAt(time.Now())
+					due[i] = spread(level.NextCompactionAt(time.Now()), level.Interval, offset)
 				}
 			}
 			next := due[0]
@@ -57,6 +59,14 @@ func (r *Replicator) compact(ctx context.Context) <-chan struct{} {
 		}
 	}()
 	return done
+}
+
+// spread puts off what is due at a full interval by up to a tenth of it: containers
+// by the dozen would otherwise upload their snapshots in the same second of the day,
+// to one bucket, from one host's line. Litestream counts in full intervals, so later
+// than that is not too early.
+func spread(at time.Time, interval time.Duration, offset float64) time.Time {
+	return at.Add(time.Duration(offset * float64(interval) / 10))
 }
 
 // compactLevel reports whether the level is as it should be until its next time.

@@ -235,9 +235,10 @@ func (g *guestbook) work(ctx context.Context, t task) error {
 		if err == nil && t.keep > 0 {
 			_, err = g.ExecContext(ctx, "DELETE FROM entries WHERE id <= ?", id-int64(t.keep))
 		}
-		if errors.Is(err, context.Canceled) {
+		switch {
+		case errors.Is(err, context.Canceled):
 			return nil
-		} else if err != nil && t.persist {
+		case err != nil && t.persist:
 			fmt.Println("refused:", err)
 			select {
 			case <-ctx.Done():
@@ -245,7 +246,7 @@ func (g *guestbook) work(ctx context.Context, t task) error {
 			case <-time.After(max(t.every, 10*time.Millisecond)):
 			}
 			continue
-		} else if err != nil {
+		case err != nil:
 			return err
 		}
 		if t.stamp {
