@@ -174,16 +174,21 @@ func (l *life) await(ctx context.Context, name string, wanted func() bool) (code
 	return exitHeld, false
 }
 
+// following is what health says of the lease of an instance that follows.
+const following = "following"
+
 // follow waits until the leader has brought the database, or until this instance
 // can lead itself.
 func (l *life) follow(ctx context.Context, held *lock.HeldError) (code int, ok bool) {
 	l.enter(healthz.Waiting)
 	l.health.Problem("waiting for the database: " + held.Error())
 	for !l.followed() {
-		if l.tryLock("lead") == nil {
+		there := l.tryLock("lead")
+		if there == nil {
 			l.keepFollowLock()
 			break
 		}
+		held = there
 		wait(ctx, askAgain)
 		if l.stopped(&code) {
 			return code, false
@@ -192,7 +197,7 @@ func (l *life) follow(ctx context.Context, held *lock.HeldError) (code int, ok b
 	l.health.Problem("")
 	l.health.Following(l.following.Load())
 	if l.following.Load() {
-		l.health.Lease("following", 0)
+		l.health.Lease(healthz.Lease{State: following, Holder: held.By})
 	}
 	l.enter(healthz.Starting)
 	return 0, true
@@ -303,7 +308,12 @@ func (l *life) unlock() {
 // takeOver waits until the leader is gone, and reports whether this instance leads
 // then. A commit between the two is in the WAL, and is captured from there.
 func (l *life) takeOver(ctx context.Context) bool {
-	for l.tryLock("lead") != nil {
+	for {
+		held := l.tryLock("lead")
+		if held == nil {
+			break
+		}
+		l.health.Lease(healthz.Lease{State: following, Holder: held.By}) // it may be another one by now
 		if wait(ctx, askAgain); ctx.Err() != nil {
 			return false
 		}
@@ -319,7 +329,7 @@ func (l *life) takeOver(ctx context.Context) bool {
 		_ = l.claim.lease.Take(taking) // or whoever keeps it tells why not
 		l.keepLease()
 	} else {
-		l.health.Lease("off", 0)
+		l.health.Lease(healthz.Lease{State: "off"})
 	}
 	l.openControl()
 	return true

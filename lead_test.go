@@ -89,7 +89,7 @@ func TestAWorkerFollows(t *testing.T) {
 	follower := testbed.StartContainer(t, append(settings, "SLASHA_PROCESS_TYPE=worker"), worker(t, db, "--every", "10ms")...)
 	follower.WaitAcked(20, 20*time.Second)
 	s := follower.WaitHealth(10*time.Second, healthy)
-	if s.Lease.State != "following" || s.LastSyncedAt != nil {
+	if s.Lease.State != "following" || !strings.Contains(s.Lease.Holder, fmt.Sprintf("pid %d", leader.Cmd.Process.Pid)) || s.LastSyncedAt != nil {
 		t.Errorf("the follower says %+v, last synced %v", s.Lease, s.LastSyncedAt)
 	}
 	// What the follower has open is not replaced under it.
@@ -110,7 +110,7 @@ func TestAWorkerFollows(t *testing.T) {
 	// The next web process follows in turn.
 	next := testbed.StartContainer(t, settings, worker(t, db, "--every", "10ms")...)
 	next.WaitAcked(20, 20*time.Second)
-	if s := next.WaitHealth(10*time.Second, healthy); s.Lease.State != "following" {
+	if s := next.WaitHealth(10*time.Second, healthy); s.Lease.State != "following" || !strings.Contains(s.Lease.Holder, fmt.Sprintf("pid %d", follower.Cmd.Process.Pid)) {
 		t.Errorf("the next web process says %+v", s.Lease)
 	}
 	next.Signal(syscall.SIGTERM)

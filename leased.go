@@ -113,13 +113,13 @@ func (l *life) openLease() {
 	l.claim.lease = lease.New(cfg)
 	l.writer = &leased{Client: l.client, lease: l.claim.lease}
 	if !l.following.Load() {
-		l.health.Lease(string(lease.Unknown), 0)
+		l.health.Lease(healthz.Lease{State: string(lease.Unknown)})
 	}
 }
 
 // leaseChanged tells of a change.
 func (l *life) leaseChanged(s lease.State) {
-	l.health.Lease(string(s.Name), s.Epoch)
+	l.health.Lease(healthz.Lease{State: string(s.Name), Epoch: s.Epoch, Holder: s.Holder})
 	switch s.Name {
 	case lease.Held:
 		l.log.Info("this instance holds the replica's lease", "epoch", s.Epoch)

@@ -57,7 +57,7 @@ func TestAnotherHostWaits(t *testing.T) {
 			}
 			second := h.start("b", worker(t, h.volume["b"], "--every", "10ms"))
 			s := second.WaitHealth(10*time.Second, inPhase(healthz.Waiting))
-			if s.Healthy || s.Lease.State != "waiting" || !strings.Contains(text(s.HealthError), fmt.Sprintf("pid %d", first.Cmd.Process.Pid)) {
+			if s.Healthy || s.Lease.State != "waiting" || !strings.Contains(s.Lease.Holder, fmt.Sprintf("pid %d", first.Cmd.Process.Pid)) || !strings.Contains(text(s.HealthError), fmt.Sprintf("pid %d", first.Cmd.Process.Pid)) {
 				t.Errorf("the second says %s, its lease is %s", text(s.HealthError), s.Lease.State)
 			}
 			third := h.start("c", []string{"echo", "started"}, "SLASHA_LOCK_TIMEOUT=1s")

@@ -151,10 +151,10 @@ func (h *Health) Following(follows bool) {
 }
 
 // Lease records how the lease of the replica stands.
-func (h *Health) Lease(state string, epoch uint64) {
+func (h *Health) Lease(is Lease) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.s.Lease = Lease{State: state, Epoch: epoch}
+	h.s.Lease = is
 }
 
 // Verified records the outcome of a drill: that the replica was restored and

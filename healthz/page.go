@@ -69,7 +69,7 @@ func lead(s Status) string {
 	case !s.Enabled:
 		return "No --db-path and no --bucket are set: the app is supervised, nothing is replicated."
 	case s.Lease.State == "following":
-		return "Another instance on this volume copies the commits of " + s.DBPath + " to the replica."
+		return "Another instance on this volume copies the commits of " + s.DBPath + " to the replica: " + s.Lease.Holder + "."
 	default:
 		return "Commits of " + s.DBPath + " are copied to the replica."
 	}
@@ -101,7 +101,9 @@ func Rows(s Status, now time.Time) [][2]string {
 	switch s.Lease.State {
 	case "off":
 	case "following":
-		add("Leader", "another instance on this volume")
+		add("Leader", "another instance on this volume: "+s.Lease.Holder)
+	case "waiting", "lost":
+		add("Lease", fmt.Sprintf("%s, held by %s", s.Lease.State, s.Lease.Holder))
 	default:
 		add("Lease", fmt.Sprintf("%s, epoch %d", s.Lease.State, s.Lease.Epoch))
 	}

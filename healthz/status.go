@@ -122,7 +122,10 @@ type Lease struct {
 	// "unsupported" by the bucket's service; "unknown" as long as the bucket has not
 	// answered; or "following": another instance on this volume replicates.
 	State string `json:"state"`
-	Epoch uint64 `json:"epoch"`
+	Epoch uint64 `json:"epoch"` // ours; 0 before we had it
+	// Holder is how the instance calls itself that we wait for, follow, or have lost
+	// the lease to.
+	Holder string `json:"holder,omitempty"`
 }
 
 // Process is one process of the app.
