@@ -59,6 +59,9 @@ func (l *layout) find(ctx context.Context, src Source, opt Options, tell func(fr
 			return l.damaged("its index has page %d at %d with %d bytes, after one that ends at %d", entry[0], entry[1], entry[2], at)
 		}
 		at += int64(entry[2])
+		if at > end-endMark { // before it is asked for
+			return l.damaged("its index has page %d end at byte %d, its pages at %d", entry[0], at, end-endMark)
+		}
 		if at-from >= opt.piece {
 			if err := tell(from, at); err != nil {
 				return err
