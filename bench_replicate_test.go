@@ -119,6 +119,25 @@ func durable(puts []upload, commit time.Time) (time.Time, bool) {
 	return puts[i].acked, true
 }
 
+// lags waits until the last of some commits is in the bucket, and returns how long
+// each took to get there, in order.
+func (f *farBucket) lags(b *testing.B, commits []time.Time) (lags []time.Duration) {
+	b.Helper()
+	testbed.Eventually(b, 30*time.Second, func() error {
+		if _, ok := durable(f.uploads(), commits[len(commits)-1]); !ok {
+			return fmt.Errorf("the last commit is not uploaded")
+		}
+		return nil
+	})
+	puts := f.uploads()
+	for _, c := range commits {
+		at, _ := durable(puts, c)
+		lags = append(lags, at.Sub(c))
+	}
+	slices.Sort(lags)
+	return lags
+}
+
 // BenchmarkReplicate compares replication in one run: ours with litestream's, on
 // a bucket that is 30 ms away. See make bench-replicate; it runs each contender
 // once, and b.N is not used.
@@ -211,19 +230,8 @@ func replicateWith(b *testing.B, name string, alone throughput) (figures [][2]st
 			<-time.After(pause())
 			commits = append(commits, commit(b, db))
 		}
-		testbed.Eventually(b, 30*time.Second, func() error {
-			if _, ok := durable(far.uploads(), commits[len(commits)-1]); !ok {
-				return fmt.Errorf("the last commit is not uploaded")
-			}
-			return nil
-		})
+		lags := far.lags(b, commits)
 		puts := far.uploads()
-		var lags []time.Duration
-		for _, c := range commits {
-			at, _ := durable(puts, c)
-			lags = append(lags, at.Sub(c))
-		}
-		slices.Sort(lags)
 		figure(what+": commit to durable, median", "%d ms", lags[len(lags)/2].Milliseconds())
 		figure(what+": commit to durable, 99th of 100", "%d ms", lags[len(lags)*99/100].Milliseconds())
 		figure(what+": PUTs a minute", "%.0f", float64(len(puts)-before)/time.Since(began).Minutes())
@@ -302,19 +310,7 @@ func snapshotWith(b *testing.B, name string) (figures [][2]string) {
 	commits = nil
 	until("the snapshot's end", func() bool { _, w := far.snapshots(); return w > whole && len(commits) > 0 })
 	peak := statusKiB(b, p.Cmd.Process.Pid, "VmHWM:")
-	testbed.Eventually(b, 30*time.Second, func() error {
-		if _, ok := durable(far.uploads(), commits[len(commits)-1]); !ok {
-			return fmt.Errorf("the last commit is not uploaded")
-		}
-		return nil
-	})
-	puts := far.uploads()
-	var lags []time.Duration
-	for _, c := range commits {
-		at, _ := durable(puts, c)
-		lags = append(lags, at.Sub(c))
-	}
-	slices.Sort(lags)
+	lags := far.lags(b, commits)
 	p.Kill()
 	srv.Down()
 	return [][2]string{

@@ -140,15 +140,22 @@ const maxLag = 2 * time.Second
 // raced reports whether the binary has been built with the race detector.
 func raced() bool { return os.Getenv("SLASHA_TEST_BINARY") != "" }
 
-func TestFaults(t *testing.T) {
-	seed := rand.Uint64()
-	if s := os.Getenv("SLASHA_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seed = n
+// chosenSeed is that of SLASHA_SEED, or any.
+func chosenSeed(t *testing.T) uint64 {
+	t.Helper()
+	s := os.Getenv("SLASHA_SEED")
+	if s == "" {
+		return rand.Uint64()
 	}
+	seed, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seed
+}
+
+func TestFaults(t *testing.T) {
+	seed := chosenSeed(t)
 	all := os.Getenv("SLASHA_FAULTS") == "all"
 	outage := 9 * time.Second
 	if s := os.Getenv("SLASHA_FAULTS_OUTAGE"); s != "" {

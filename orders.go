@@ -134,9 +134,18 @@ func (l *life) mayAsk(uid, gid uint32) bool {
 	if err != nil {
 		return false
 	}
-	may := fi.Mode().Perm()
+	may := writers(fi)
 	owner, ok := fi.Sys().(*syscall.Stat_t)
 	return may&0o002 != 0 || ok && (may&0o020 != 0 && owner.Gid == gid || may&0o200 != 0 && owner.Uid == uid)
+}
+
+// writers are the bits of those who may put a file into the place of another's in a
+// folder. In one like /tmp, with the sticky bit, only owners may.
+func writers(fi os.FileInfo) os.FileMode {
+	if fi.Mode()&os.ModeSticky != 0 {
+		return fi.Mode() & 0o200
+	}
+	return fi.Mode() & 0o222
 }
 
 // openStateDir makes our folder, and lets the app's user pass through it to the
@@ -149,7 +158,7 @@ func openStateDir(cfg Config) error {
 	mode := os.FileMode(0o711)
 	if fi, err := os.Stat(filepath.Dir(cfg.StateDir())); err == nil {
 		for _, class := range []os.FileMode{0o070, 0o007} {
-			if fi.Mode()&class&0o022 != 0 {
+			if writers(fi)&class != 0 {
 				mode |= class
 			}
 		}

@@ -335,9 +335,23 @@ func TestWhoMayAsk(t *testing.T) {
 		"sh", "-c", fmt.Sprintf("%s sync --db-path %s; echo said $?; exec sleep 1000", bin, db))
 	testbed.WaitOutput(p, p.Stdout, "said 0", 20*time.Second, testbed.Contains("said 0"))
 
-	stranger := exec.Command(bin, "sync", "--db-path", db)
-	stranger.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 4343, Gid: 4343}}
-	if out, err := stranger.CombinedOutput(); err == nil || !strings.Contains(string(out), "only root, slasha-init's own user, the app's, and who may write the database's folder may ask") {
+	ask := func() (string, error) {
+		stranger := exec.Command(bin, "sync", "--db-path", db)
+		stranger.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 4343, Gid: 4343}}
+		out, err := stranger.CombinedOutput()
+		return string(out), err
+	}
+	// Everybody may make files in a folder like /tmp, and replace none of others'.
+	if err := os.Chmod(data, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := ask(); err == nil || !strings.Contains(out, "may write the database's folder") {
+		t.Errorf("a stranger, in a folder like /tmp: %v, %s", err, out)
+	}
+	if err := os.Chmod(data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := ask(); err == nil || !strings.Contains(out, "only root, slasha-init's own user, the app's, and who may write the database's folder may ask") {
 		t.Errorf("a stranger: %v, %s", err, out)
 	}
 	// With the health page off, the status comes by the same way.

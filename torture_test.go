@@ -42,14 +42,7 @@ const (
 )
 
 func TestTorture(t *testing.T) {
-	seed := rand.Uint64()
-	if s := os.Getenv("SLASHA_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seed = n
-	}
+	seed := chosenSeed(t)
 	rounds := tortureRounds
 	if raced() {
 		rounds /= 4 // it is slower, and others look at the rest

@@ -53,7 +53,7 @@ func Share(path string) (*Lock, error) { return take(path, syscall.LOCK_SH) }
 
 func take(path string, how int) (*Lock, error) {
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o644)
 		if errors.Is(err, os.ErrPermission) {
 			f, err = os.Open(path) // another user's; reading is enough to lock it
 		}

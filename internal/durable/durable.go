@@ -14,17 +14,17 @@ import (
 // disk; on an error, and after a crash, the old file is there, or the new one. Two at
 // the same time are the caller's to prevent.
 //
-//	open   path.tmp
+//	unlink path.tmp (of a crash, maybe of another user, or a link to elsewhere)
+//	open   path.tmp, which must be new
 //	write, fchmod, fsync, close
 //	rename path.tmp, path
 //	fsync  the folder
 func WriteFile(path string, data []byte, perm fs.FileMode) error {
 	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, perm)
-	if errors.Is(err, fs.ErrPermission) && os.Remove(tmp) == nil {
-		// Of another user, who was killed half way.
-		f, err = os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, perm)
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, perm)
 	if err != nil {
 		return err
 	}

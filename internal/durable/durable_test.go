@@ -26,6 +26,17 @@ func TestWriteFile(t *testing.T) {
 			t.Errorf("its mode is %v, %v", fi.Mode(), err)
 		}
 	}
+	// A link that somebody has put there is not followed: we may be root.
+	victim := filepath.Join(t.TempDir(), "victim")
+	if err := errors.Join(os.WriteFile(victim, []byte("kept"), 0o600), os.Symlink(victim, path+".tmp")); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(path, []byte("fourth"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(victim); err != nil || string(got) != "kept" {
+		t.Errorf("what was linked to has %q, %v", got, err)
+	}
 	// What can't be put in place leaves nothing.
 	if err := os.Mkdir(filepath.Join(dir, "folder"), 0o755); err != nil {
 		t.Fatal(err)
