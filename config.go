@@ -15,6 +15,7 @@ import (
 	"github.com/superfly/ltx"
 
 	"github.com/slashacom/slasha-init/restore"
+	"github.com/slashacom/slasha-init/restore/check"
 	"github.com/slashacom/slasha-init/storage"
 )
 
@@ -33,7 +34,7 @@ type Config struct {
 
 	RestoreRequest   string    // "" asks for no restore over an existing database
 	RestoreTimestamp time.Time // zero for the newest state
-	RestoreCheck     restore.Check
+	RestoreCheck     check.Kind
 	OnStale          restore.OnStale
 
 	SyncInterval     time.Duration
@@ -191,7 +192,7 @@ func (c *Config) read(s *source, command, environ []string) {
 		*d.to = s.duration(d.name, d.most)
 	}
 	c.RestoreCheck = choose(s, "restore-check", "must be quick, full or off",
-		map[string]restore.Check{"quick": restore.Quick, "full": restore.Full, "off": restore.Off})
+		map[string]check.Kind{"quick": check.Quick, "full": check.Full, "off": check.Off})
 	c.readLog(s)
 	if s.command == "run" {
 		c.RestoreRequest = c.readRequest(s)

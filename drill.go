@@ -15,6 +15,7 @@ import (
 	"github.com/slashacom/slasha-init/internal/durable"
 	"github.com/slashacom/slasha-init/lineage"
 	"github.com/slashacom/slasha-init/restore"
+	"github.com/slashacom/slasha-init/restore/check"
 )
 
 // A drill restores the replica to a scratch file, as somebody would who has lost
@@ -83,8 +84,8 @@ func (l *life) drill(ctx context.Context) bool {
 	acked := l.acked()
 	file := filepath.Join(scratch, filepath.Base(l.cfg.DBPath))
 	cfg := l.restoreConfig(restore.Config{Gently: true}) // the app comes first
-	if cfg.Check == restore.Off {
-		cfg.Check = restore.Quick
+	if cfg.Check == check.Off {
+		cfg.Check = check.Quick
 	}
 	done, err := restore.Fetch(ctx, cfg, file, 0)
 	if ctx.Err() != nil {

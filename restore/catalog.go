@@ -11,6 +11,7 @@ import (
 	"github.com/superfly/ltx"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/slashacom/slasha-init/restore/check"
 	"github.com/slashacom/slasha-init/restore/fetch"
 )
 
@@ -138,7 +139,7 @@ func (e *gapError) Error() string {
 func Unsound(err error) bool {
 	var gap *gapError
 	var object *fetch.DamagedError
-	var database *DamagedError
+	var database *check.DamagedError
 	return errors.As(err, &gap) || errors.As(err, &object) || errors.As(err, &database) ||
 		errors.Is(err, errNothing) || errors.Is(err, litestream.ErrTxNotAvailable)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/superfly/ltx"
 	"golang.org/x/sys/unix"
 
+	"github.com/slashacom/slasha-init/restore/check"
 	"github.com/slashacom/slasha-init/restore/fetch"
 )
 
@@ -75,7 +76,7 @@ func fetchPlan(ctx context.Context, cfg Config, file string, txid ltx.TXID, p pl
 // failed is what the caller of a fetch is told.
 func failed(ctx context.Context, cfg Config, err error) error {
 	var told *Failure
-	var damaged *DamagedError
+	var damaged *check.DamagedError
 	var object *fetch.DamagedError
 	switch {
 	case ctx.Err() != nil:
@@ -187,10 +188,11 @@ func (f *fetching) assemble(ctx context.Context, files []*ltx.FileInfo) (*fetch.
 }
 
 func (f *fetching) verify(ctx context.Context) error {
-	if f.cfg.Gently && f.cfg.Check != Off {
-		return verifyGently(ctx, f.file, f.cfg.Check, f.cfg.pace())
+	var rest func()
+	if p := f.cfg.pace(); p != nil {
+		rest = func() { p.rest(ctx) }
 	}
-	return Verify(ctx, f.file, f.cfg.Check)
+	return check.File(ctx, f.file, f.cfg.Check, rest)
 }
 
 // byLitestream restores what our own code can't, by Litestream's.

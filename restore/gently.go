@@ -2,14 +2,7 @@ package restore
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
-	"os"
-	"sync"
 	"time"
-
-	"github.com/psanford/sqlite3vfs"
 )
 
 // A restore that nobody waits for, a drill, leaves most of a processor, and most of
@@ -31,8 +24,11 @@ type pace struct {
 }
 
 func (cfg Config) pace() *pace {
-	if !cfg.Gently {
+	switch {
+	case !cfg.Gently:
 		return nil
+	case cfg.newPace != nil:
+		return cfg.newPace()
 	}
 	return &pace{now: time.Now, sleep: sleep}
 }
@@ -60,83 +56,3 @@ func sleep(ctx context.Context, d time.Duration) {
 	case <-t.C:
 	}
 }
-
-// SQLite's check rests where it reads its file: in a VFS of ours,
-// https://www.sqlite.org/vfs.html. Files in it go by the names that they were given,
-// as a name is all that SQLite passes on.
-
-const gentleVFS = "slasha-gently"
-
-var (
-	registerGently = sync.OnceValue(func() error { return sqlite3vfs.RegisterVFS(gentleVFS, openGently{}) })
-	gentleFiles    sync.Map // of *gentleFile
-)
-
-// verifyGently is Verify, with rests.
-func verifyGently(ctx context.Context, path string, check Check, p *pace) (err error) {
-	if err := registerGently(); err != nil {
-		return fmt.Errorf("SQLite's check can't be slowed down: %w", err)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, there := gentleFiles.LoadOrStore(path, &gentleFile{ctx: ctx, file: f, pace: p}); there {
-		return fmt.Errorf("%s is being checked already", path)
-	}
-	defer gentleFiles.Delete(path)
-	return verify(ctx, path, check, gentleVFS)
-}
-
-// gentleFile is a database that one connection reads, and nobody writes.
-type gentleFile struct {
-	ctx  context.Context //nolint:containedctx // SQLite has no way to pass one on
-	file *os.File
-	pace *pace
-}
-
-// ReadAt gives SQLite what it asks for.
-func (f *gentleFile) ReadAt(p []byte, off int64) (int, error) {
-	f.pace.rest(f.ctx)
-	n, err := f.file.ReadAt(p, off)
-	if n < len(p) && err == nil {
-		err = io.EOF
-	}
-	return n, err
-}
-
-// FileSize is in bytes.
-func (f *gentleFile) FileSize() (int64, error) {
-	fi, err := f.file.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return fi.Size(), nil
-}
-
-// The rest is that of a file which is only read, by one.
-
-func (*gentleFile) Close() error                                           { return nil }
-func (*gentleFile) WriteAt([]byte, int64) (int, error)                     { return 0, sqlite3vfs.ReadOnlyError }
-func (*gentleFile) Truncate(int64) error                                   { return sqlite3vfs.ReadOnlyError }
-func (*gentleFile) Sync(sqlite3vfs.SyncType) error                         { return nil }
-func (*gentleFile) Lock(sqlite3vfs.LockType) error                         { return nil }
-func (*gentleFile) Unlock(sqlite3vfs.LockType) error                       { return nil }
-func (*gentleFile) CheckReservedLock() (bool, error)                       { return false, nil }
-func (*gentleFile) SectorSize() int64                                      { return 0 }
-func (*gentleFile) DeviceCharacteristics() sqlite3vfs.DeviceCharacteristic { return 0 }
-
-type openGently struct{}
-
-func (openGently) Open(name string, flags sqlite3vfs.OpenFlag) (sqlite3vfs.File, sqlite3vfs.OpenFlag, error) {
-	f, ok := gentleFiles.Load(name)
-	if !ok || flags&sqlite3vfs.OpenMainDB == 0 {
-		return nil, 0, sqlite3vfs.CantOpenError
-	}
-	return f.(*gentleFile), flags, nil //nolint:forcetypeassert // it holds nothing else
-}
-
-func (openGently) Delete(string, bool) error                          { return sqlite3vfs.ReadOnlyError }
-func (openGently) Access(string, sqlite3vfs.AccessFlag) (bool, error) { return false, nil }
-func (openGently) FullPathname(name string) string                    { return name }

@@ -2,8 +2,6 @@ package restore
 
 import (
 	"context"
-	"errors"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -34,47 +32,27 @@ func TestPace(t *testing.T) {
 	(*pace)(nil).rest(t.Context())
 }
 
-// The check with rests has the same verdicts as the one without, does rest, and ends
-// when it is told to.
-func TestVerifyGently(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "a database, with % and ?.db")
-	soundDB(t, path)
+// A drill rests while SQLite checks what it fetched, too.
+func TestAGentleCheck(t *testing.T) {
+	cfg := config(t, filled(t, 50))
+	var fetched bool
 	var rests int
-	p := &pace{now: func() func() time.Time {
+	cfg.onStep = func(step string) { fetched = fetched || step == "fetched" }
+	cfg.Gently, cfg.newPace = true, func() *pace {
 		var now time.Time
-		return func() time.Time { now = now.Add(workBetween); return now }
-	}(), sleep: func(context.Context, time.Duration) { rests++ }}
-	for _, check := range []Check{Quick, Full} {
-		if err := verifyGently(t.Context(), path, check, p); err != nil {
-			t.Errorf("a sound one: %v", err)
+		return &pace{
+			now: func() time.Time { now = now.Add(workBetween); return now },
+			sleep: func(context.Context, time.Duration) {
+				if fetched {
+					rests++
+				}
+			},
 		}
+	}
+	if _, err := Fetch(t.Context(), cfg, filepath.Join(t.TempDir(), "drill.db"), 0); err != nil {
+		t.Fatal(err)
 	}
 	if rests == 0 {
 		t.Error("it did not rest")
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 4096; i < 4096+200; i++ {
-		b[i] = 0xff
-	}
-	broken := filepath.Join(dir, "broken.db")
-	if err := os.WriteFile(broken, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var damaged *DamagedError
-	if err := verifyGently(t.Context(), broken, Quick, p); !errors.As(err, &damaged) {
-		t.Errorf("a broken one: %v", err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	p.sleep = func(context.Context, time.Duration) { cancel() }
-	if err := verifyGently(ctx, path, Quick, p); !errors.Is(err, context.Canceled) {
-		t.Errorf("one that was told to end: %v", err)
-	}
-	left, err := os.ReadDir(dir)
-	if err != nil || len(left) != 2 {
-		t.Errorf("left beside the databases: %v, %v", left, err)
 	}
 }

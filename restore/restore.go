@@ -19,6 +19,7 @@ import (
 	"github.com/superfly/ltx"
 
 	"github.com/slashacom/slasha-init/internal/durable"
+	"github.com/slashacom/slasha-init/restore/check"
 )
 
 // Client is a replica to read. It must offer the formats of Litestream 0.5 and
@@ -63,7 +64,7 @@ type Config struct {
 	Gently bool
 
 	// Check is how what was restored is looked at before it counts.
-	Check Check
+	Check check.Kind
 
 	// Compare says how a database that is there stands to the replica; see package
 	// lineage. Nil takes every one for its continuation.
@@ -98,8 +99,9 @@ type Config struct {
 
 	Logger *slog.Logger
 
-	reason Reason            // of the restore that is made
-	onStep func(step string) // of tests, which crash there
+	reason  Reason            // of the restore that is made
+	onStep  func(step string) // of tests, which crash there
+	newPace func() *pace      // of tests, which count the rests
 }
 
 func (cfg Config) step(name string) {

@@ -371,50 +371,6 @@ func TestDamagedReplica(t *testing.T) {
 	}
 }
 
-// soundDB makes a database of 2,000 rows, with an index.
-func soundDB(t *testing.T, path string) {
-	t.Helper()
-	db, err := sql.Open("sqlite3", "file:"+strings.NewReplacer("?", "%3f", "#", "%23", "%", "%25").Replace(path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, stmt := range []string{
-		"CREATE TABLE t (n INTEGER)", "CREATE INDEX i ON t (n)",
-		"WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 2000) INSERT INTO t SELECT x FROM c",
-	} {
-		if _, err := db.Exec(stmt); err != nil {
-			t.Fatal(err)
-		}
-	}
-	_ = db.Close()
-}
-
-func TestVerifyFindsWhatSQLiteFinds(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "odd name?#%.db")
-	soundDB(t, path)
-	if err := Verify(t.Context(), path, Quick); err != nil {
-		t.Fatalf("a good file: %v", err)
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 4096; i < 4096+200; i++ {
-		b[i] = 0xff
-	}
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var damaged *DamagedError
-	if err := Verify(t.Context(), path, Quick); !errors.As(err, &damaged) {
-		t.Errorf("a damaged file: %v", err)
-	}
-	left, err := filepath.Glob(filepath.Join(filepath.Dir(path), "*"))
-	if err != nil || len(left) != 1 {
-		t.Errorf("left beside it: %v", left)
-	}
-}
-
 func TestAReplicaThatComesBackInTime(t *testing.T) {
 	cfg := config(t, nil)
 	late := &lateReplica{replica: filled(t, 5), fails: 2}

@@ -1,7 +1,6 @@
 package restore
 
 import (
-	"database/sql"
 	"errors"
 	"math"
 	"os"
@@ -43,61 +42,4 @@ func TestCheckSpace(t *testing.T) {
 	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), dir) {
 		t.Errorf("%v", err)
 	}
-}
-
-// What each check finds: an index that does not match its table is found by the
-// full one alone.
-func TestChecks(t *testing.T) {
-	cfg := config(t, filled(t, 50))
-	if _, err := Run(t.Context(), cfg); err != nil {
-		t.Fatal(err)
-	}
-	for _, check := range []Check{Quick, Full, Off} {
-		if err := Verify(t.Context(), cfg.DBPath, check); err != nil {
-			t.Errorf("%s: %v", check.pragma(), err)
-		}
-	}
-	writeWithoutIndex(t, cfg.DBPath)
-	var damaged *DamagedError
-	if err := Verify(t.Context(), cfg.DBPath, Full); !errors.As(err, &damaged) {
-		t.Errorf("the full check: %v", err)
-	}
-	if err := Verify(t.Context(), cfg.DBPath, Quick); err != nil {
-		t.Errorf("the quick check: %v", err)
-	}
-}
-
-// writeWithoutIndex changes a row in a way that the table's index does not get to know
-// of: while that is not in the schema. The quick check counts the index's entries.
-func writeWithoutIndex(t *testing.T, path string) {
-	t.Helper()
-	do := func(f func(*sql.DB) error) {
-		t.Helper()
-		db, err := sql.Open("sqlite3", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		db.SetMaxOpenConns(1)
-		_, err = db.Exec("PRAGMA writable_schema=ON")
-		if err := errors.Join(err, f(db), db.Close()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var root int
-	var stmt string
-	do(func(db *sql.DB) error {
-		err := db.QueryRow("SELECT rootpage, sql FROM sqlite_schema WHERE name = 'i'").Scan(&root, &stmt)
-		if err == nil {
-			_, err = db.Exec("DELETE FROM sqlite_schema WHERE name = 'i'")
-		}
-		return err
-	})
-	do(func(db *sql.DB) error {
-		_, err := db.Exec("UPDATE t SET filler = 'not in the index' WHERE n = 7")
-		return err
-	})
-	do(func(db *sql.DB) error {
-		_, err := db.Exec("INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) VALUES ('index', 'i', 't', ?, ?)", root, stmt)
-		return err
-	})
 }

@@ -1,0 +1,280 @@
+package check
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// shape is a kind of database.
+type shape struct {
+	name   string
+	before string // pragmas of a database that has no tables yet
+	fill   []string
+}
+
+// rows is a query of so many rows, x.
+func rows(n int) string {
+	return fmt.Sprintf("WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < %d) ", n)
+}
+
+var shapes = []shape{
+	{"one table with an index", "", []string{
+		"CREATE TABLE t (n INTEGER PRIMARY KEY, k INTEGER, s TEXT)", "CREATE INDEX i ON t (k)",
+		rows(20_000) + "INSERT INTO t SELECT x, x * 7919 % 20011, hex(randomblob(50)) FROM c",
+	}},
+	{"pages of 512 bytes", "PRAGMA page_size = 512", []string{
+		"CREATE TABLE t (n INTEGER PRIMARY KEY, s TEXT)",
+		rows(3000) + "INSERT INTO t SELECT x, hex(randomblob(50)) FROM c",
+	}},
+	{"pages of 64 KiB", "PRAGMA page_size = 65536", []string{
+		"CREATE TABLE t (n INTEGER PRIMARY KEY, s TEXT)",
+		rows(30_000) + "INSERT INTO t SELECT x, hex(randomblob(50)) FROM c",
+	}},
+	{"tables that grew together", "", []string{
+		"CREATE TABLE a (s TEXT)", "CREATE TABLE b (k TEXT PRIMARY KEY) WITHOUT ROWID",
+		"CREATE TRIGGER t AFTER INSERT ON a BEGIN INSERT INTO b VALUES (hex(randomblob(20))); END",
+		rows(10_000) + "INSERT INTO a SELECT hex(randomblob(100)) FROM c",
+	}},
+	{"large rows, holes, and a map of pages", "PRAGMA auto_vacuum = incremental", []string{
+		"CREATE TABLE t (n INTEGER PRIMARY KEY, b BLOB)",
+		rows(300) + "INSERT INTO t SELECT x, randomblob(x * 100) FROM c",
+		"DELETE FROM t WHERE n % 3 = 0",
+	}},
+	{"nothing but a table", "", []string{"CREATE TABLE t (n)"}},
+}
+
+// open opens a database as everybody does.
+func open(t testing.TB, path string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite3", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.SetMaxOpenConns(1)
+	return db
+}
+
+func (s shape) write(t testing.TB, path string) {
+	t.Helper()
+	db := open(t, path)
+	for _, stmt := range append([]string{s.before}, s.fill...) {
+		if _, err := db.Exec(stmt); err != nil {
+			t.Fatalf("%s: %v", stmt, err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// bySQLite is what SQLite says when it reads a file in its own way.
+func bySQLite(t testing.TB, path string, kind Kind) (finding string) {
+	t.Helper()
+	db := open(t, path)
+	defer func() { _ = db.Close() }()
+	if err := db.QueryRow(kind.pragma()).Scan(&finding); err != nil {
+		return err.Error()
+	}
+	return finding
+}
+
+// A sound database of any shape is found sound, and nothing is left beside it.
+func TestSound(t *testing.T) {
+	for _, s := range shapes {
+		t.Run(s.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "odd name?#%.db")
+			s.write(t, path)
+			for _, kind := range []Kind{Quick, Full, Off} {
+				var rests int
+				if err := File(t.Context(), path, kind, nil); err != nil {
+					t.Errorf("%s: %v", kind.pragma(), err)
+				}
+				if err := File(t.Context(), path, kind, func() { rests++ }); err != nil {
+					t.Errorf("%s, with rests: %v", kind.pragma(), err)
+				}
+				if (rests == 0) != (kind == Off) {
+					t.Errorf("%s: rested %d times", kind.pragma(), rests)
+				}
+			}
+			if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+				t.Errorf("left beside it: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// Pages that lie side by side are read many at a time: it is what makes the check
+// fast, and nothing else would tell if it were lost.
+func TestManyPagesAtATime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	shapes[0].write(t, path)
+	fi, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reads := 0
+	if err := File(t.Context(), path, Quick, func() { reads++ }); err != nil {
+		t.Fatal(err)
+	}
+	// Each page of the table is looked at twice, and those of the index lie anywhere.
+	if pages := int(fi.Size() / 4096); reads > pages/2 {
+		t.Errorf("%d reads for %d pages", reads, pages)
+	}
+}
+
+// Whatever is wrong with a file, SQLite finds it through our reads as well as through
+// its own, and nothing beyond it.
+func TestDamaged(t *testing.T) {
+	for i, s := range shapes {
+		t.Run(s.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "x.db")
+			s.write(t, path)
+			whole, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := 0
+			for seed := range uint64(100) {
+				random := rand.New(rand.NewPCG(seed, uint64(i)))
+				b := append([]byte(nil), whole...)
+				what := damage(random, &b)
+				if err := os.WriteFile(path, b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				kind := []Kind{Quick, Full}[seed%2]
+				want := bySQLite(t, path, kind)
+				var damaged *DamagedError
+				switch err := File(t.Context(), path, kind, nil); {
+				case err != nil && !errors.As(err, &damaged):
+					t.Errorf("seed %d, %s: %v", seed, what, err)
+				case (err == nil) != (want == "ok"):
+					t.Errorf("seed %d, %s: %v, and SQLite alone says %s", seed, what, err, want)
+				case err != nil:
+					found++
+				}
+			}
+			if found == 0 {
+				t.Error("no damage was found at all")
+			}
+		})
+	}
+}
+
+// damage changes some bytes, or takes some away.
+func damage(random *rand.Rand, b *[]byte) (what string) {
+	at := random.IntN(len(*b))
+	switch random.IntN(4) {
+	case 0:
+		(*b)[at] ^= 1 << random.IntN(8)
+		return fmt.Sprintf("a bit of byte %d", at)
+	case 1:
+		for i := at; i < min(at+100, len(*b)); i++ {
+			(*b)[i] = byte(random.Uint32())
+		}
+		return fmt.Sprintf("100 bytes from %d", at)
+	case 2: // where the pages' own accounts are
+		at = at / 512 * 512
+		for i := at; i < min(at+12, len(*b)); i++ {
+			(*b)[i] = byte(random.Uint32())
+		}
+		return fmt.Sprintf("the 12 bytes at %d", at)
+	default:
+		*b = (*b)[:at]
+		return fmt.Sprintf("cut at %d", at)
+	}
+}
+
+// What each check finds: an index that does not match its table is found by the
+// full one alone.
+func TestKinds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	shapes[0].write(t, path)
+	writeWithoutIndex(t, path)
+	var damaged *DamagedError
+	if err := File(t.Context(), path, Full, nil); !errors.As(err, &damaged) {
+		t.Errorf("the full check: %v", err)
+	}
+	if err := File(t.Context(), path, Quick, nil); err != nil {
+		t.Errorf("the quick check: %v", err)
+	}
+}
+
+// writeWithoutIndex changes a row in a way that the table's index does not get to know
+// of: while that is not in the schema. The quick check counts the index's entries.
+func writeWithoutIndex(t *testing.T, path string) {
+	t.Helper()
+	do := func(f func(*sql.DB) error) {
+		t.Helper()
+		db := open(t, path)
+		_, err := db.Exec("PRAGMA writable_schema=ON")
+		if err := errors.Join(err, f(db), db.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var root int
+	var stmt string
+	do(func(db *sql.DB) error {
+		err := db.QueryRow("SELECT rootpage, sql FROM sqlite_schema WHERE name = 'i'").Scan(&root, &stmt)
+		if err == nil {
+			_, err = db.Exec("DELETE FROM sqlite_schema WHERE name = 'i'")
+		}
+		return err
+	})
+	do(func(db *sql.DB) error {
+		_, err := db.Exec("UPDATE t SET k = -1 WHERE n = 7")
+		return err
+	})
+	do(func(db *sql.DB) error {
+		_, err := db.Exec("INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) VALUES ('index', 'i', 't', ?, ?)", root, stmt)
+		return err
+	})
+}
+
+// A check ends when it is told to, and says so.
+func TestToldToEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	shapes[0].write(t, path)
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := File(ctx, path, Quick, cancel); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// What can't be opened is no sound database.
+func TestNoDatabase(t *testing.T) {
+	dir := t.TempDir()
+	text := filepath.Join(dir, "text")
+	if err := os.WriteFile(text, []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{text, dir, filepath.Join(dir, "missing")} {
+		var damaged *DamagedError
+		if err := File(t.Context(), path, Quick, nil); !errors.As(err, &damaged) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// Several at a time don't disturb one another.
+func TestSideBySide(t *testing.T) {
+	for n := range 4 {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "x.db")
+			shapes[n%len(shapes)].write(t, path)
+			for range 5 {
+				if err := File(t.Context(), path, Quick, func() {}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
