@@ -20,6 +20,8 @@ import (
 type catalog struct {
 	Client
 	levels [litestream.SnapshotLevel + 1][]*ltx.FileInfo
+
+	generations []string // of Litestream 0.3
 }
 
 // list lists the replica's files. exact asks for the time of each as its writer
@@ -39,6 +41,10 @@ func list(ctx context.Context, client Client, exact bool) (*catalog, error) {
 			return itr.Close()
 		})
 	}
+	g.Go(func() (err error) {
+		c.generations, err = client.GenerationsV3(ctx)
+		return err
+	})
 	return c, g.Wait()
 }
 
@@ -200,16 +206,15 @@ func nothing(cfg Config, c *catalog) error {
 // restore, by the rule of Litestream 0.5: the newer of the two, where a point in
 // time is asked for that with the newer snapshot before it.
 func prefersV3(ctx context.Context, cfg Config, c *catalog, files []*ltx.FileInfo) (bool, error) {
-	generations, err := cfg.Client.GenerationsV3(ctx)
-	if err != nil || len(generations) == 0 {
-		return false, err
+	if len(c.generations) == 0 {
+		return false, nil
 	}
 	if cfg.Timestamp.IsZero() {
 		_, updated, err := litestream.NewReplicaWithClient(nil, cfg.Client).TimeBoundsV3(ctx, cfg.Client)
 		return err == nil && updated.After(c.updated()), err
 	}
 	var best time.Time
-	for _, g := range generations {
+	for _, g := range c.generations {
 		snapshots, err := cfg.Client.SnapshotsV3(ctx, g)
 		if err != nil {
 			return false, err

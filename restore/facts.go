@@ -128,6 +128,7 @@ func look(ctx context.Context, cfg Config) (Replica, plan, error) {
 		return Empty, plan{}, nil
 	}
 	p, err := locate(ctx, cfg, 0)
+	cfg.step("listed")
 	switch {
 	case err == nil:
 		return HasData, p, nil
