@@ -385,7 +385,7 @@ func TestHealthDuringALongRestore(t *testing.T) {
 		return nil
 	})
 	if s.Healthy || s.Restore.State != healthz.RestoreRunning || text(s.Restore.Reason) != "missing" ||
-		s.Restore.BytesTotal < s.Restore.BytesDone || s.Restore.BytesPerSecond == 0 {
+		s.Restore.BytesTotal < s.Restore.BytesDone || s.Restore.BytesPerSecond == 0 || s.Restore.SecondsLeft == nil {
 		t.Errorf("restore is told as %+v, healthy %v", s.Restore, s.Healthy)
 	}
 	if code, _ := c.Get("GET", "/readyz"); code != 503 {

@@ -42,8 +42,12 @@ func (p *progress) show(r restore.Progress) {
 	}
 	if time.Since(p.last) >= logEvery {
 		p.last = time.Now()
-		p.log.Info("restoring", "done", healthz.Bytes(r.BytesDone), "total", healthz.Bytes(r.BytesTotal),
-			"rate", healthz.Bytes(r.Rate())+"/s", "took", r.Took.Round(time.Second))
+		args := []any{"done", healthz.Bytes(r.BytesDone), "total", healthz.Bytes(r.BytesTotal),
+			"rate", healthz.Bytes(r.Rate()) + "/s", "took", r.Took.Round(time.Second)}
+		if left, known := r.Left(); known {
+			args = append(args, "left", left)
+		}
+		p.log.Info("restoring", args...)
 	}
 }
 
@@ -60,8 +64,12 @@ func drawBar(r restore.Progress) string {
 		share = min(1, float64(r.BytesDone)/float64(r.BytesTotal))
 	}
 	full := int(share * width)
-	return fmt.Sprintf("[%s%s] %3.0f%%  %s of %s  %s/s", strings.Repeat("#", full), strings.Repeat(".", width-full),
+	bar := fmt.Sprintf("[%s%s] %3.0f%%  %s of %s  %s/s", strings.Repeat("#", full), strings.Repeat(".", width-full),
 		share*100, healthz.Bytes(r.BytesDone), healthz.Bytes(r.BytesTotal), healthz.Bytes(r.Rate()))
+	if left, known := r.Left(); known {
+		bar += fmt.Sprintf("  %s left", left)
+	}
+	return bar
 }
 
 func restoreStatus(state healthz.RestoreState, p restore.Progress) healthz.Restore {
@@ -70,6 +78,10 @@ func restoreStatus(state healthz.RestoreState, p restore.Progress) healthz.Resto
 		State: state, Reason: &reason,
 		BytesDone: p.BytesDone, BytesTotal: p.BytesTotal, BytesPerSecond: p.Rate(),
 		TookSeconds: float64(p.Took.Milliseconds()) / 1000,
+	}
+	if left, known := p.Left(); known && state == healthz.RestoreRunning {
+		seconds := int64(left / time.Second)
+		s.SecondsLeft = &seconds
 	}
 	if p.TXID != 0 {
 		txid := p.TXID.String()

@@ -100,7 +100,7 @@ func TestJSON(t *testing.T) {
 	want := `{"phase":"starting","enabled":true,"healthy":false,"health_error":"the replica has not answered yet",` +
 		`"last_synced_at":null,"last_checked_at":null,"pending_since":null,"txid":null,"replica_txid":null,` +
 		`"db_path":"/data/app.db","replica":"s3://b/p",` +
-		`"restore":{"state":"none","reason":null,"bytes_done":0,"bytes_total":0,"bytes_per_second":0,"txid":null,"took_seconds":0,"set_aside":null},` +
+		`"restore":{"state":"none","reason":null,"bytes_done":0,"bytes_total":0,"bytes_per_second":0,"seconds_left":null,"txid":null,"took_seconds":0,"set_aside":null},` +
 		`"lease":{"state":"off","epoch":0},"last_verified_at":null,"processes":[],"version":"v0"}`
 	if string(b) != want {
 		t.Errorf("got  %s\nwant %s", b, want)

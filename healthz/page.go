@@ -137,9 +137,8 @@ func restoreText(r Restore) string {
 	switch r.State {
 	case RestoreRunning:
 		t += fmt.Sprintf(", %s of %s, %s/s", Bytes(r.BytesDone), Bytes(r.BytesTotal), Bytes(r.BytesPerSecond))
-		if r.BytesPerSecond > 0 && r.BytesTotal > r.BytesDone {
-			left := time.Duration((r.BytesTotal-r.BytesDone)/r.BytesPerSecond) * time.Second
-			t += fmt.Sprintf(", %s left", left)
+		if r.SecondsLeft != nil {
+			t += fmt.Sprintf(", %s left", time.Duration(*r.SecondsLeft)*time.Second)
 		}
 	case RestoreDone:
 		t += fmt.Sprintf(", %s in %.1f s", Bytes(r.BytesDone), r.TookSeconds)

@@ -110,6 +110,7 @@ type Restore struct {
 	BytesDone      int64        `json:"bytes_done"`
 	BytesTotal     int64        `json:"bytes_total"`
 	BytesPerSecond int64        `json:"bytes_per_second"`
+	SecondsLeft    *int64       `json:"seconds_left"` // of the reading, at that rate; nil when not known, or not running
 	TXID           *string      `json:"txid"`
 	TookSeconds    float64      `json:"took_seconds"`
 	SetAside       *string      `json:"set_aside"` // where the database that was replaced is

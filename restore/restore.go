@@ -145,6 +145,17 @@ func (p Progress) Rate() int64 {
 	return int64(float64(p.BytesDone) / p.Took.Seconds())
 }
 
+// Left is how long the rest of the reading will take at that rate, to the second;
+// known is false where nothing can be said yet.
+func (p Progress) Left() (left time.Duration, known bool) {
+	rate := p.Rate()
+	if rate == 0 || p.BytesTotal == 0 {
+		return 0, false
+	}
+	seconds := (max(0, p.BytesTotal-p.BytesDone) + rate - 1) / rate
+	return time.Duration(seconds) * time.Second, true
+}
+
 // Outcome is what Run did.
 type Outcome struct {
 	Decision
