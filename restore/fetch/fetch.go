@@ -105,10 +105,12 @@ type Plan struct {
 	opt   Options
 	files []*ltx.FileInfo
 	last  ltx.Header // of the last of them
+	first *layout    // of the first of them, where it is large
 }
 
 // Open looks at what the files of a restore plan lead to: in order of TXID
-// without a gap, the first a snapshot. It makes one small read.
+// without a gap, the first a snapshot. It takes one round trip: a small read of the
+// last file, and beside it one of the first.
 func Open(ctx context.Context, src Source, files []*ltx.FileInfo, opt Options) (*Plan, error) {
 	p := &Plan{src: src, opt: opt, files: needed(files)}
 	if len(p.files) == 0 || p.files[0].MinTXID != 1 {
@@ -122,8 +124,16 @@ func Open(ctx context.Context, src Source, files []*ltx.FileInfo, opt Options) (
 		p.opt.piece = min(max(total/mostLargeReads, smallestPiece), largestPiece)
 	}
 	last := p.files[len(p.files)-1]
-	var err error
-	if p.last, err = head(ctx, src, last, p.opt); err != nil {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		p.last, err = head(ctx, src, last, p.opt)
+		return err
+	})
+	if p.files[0].Size > p.opt.piece {
+		p.first = &layout{file: p.files[0]}
+		g.Go(func() error { return p.first.measure(ctx, src, p.opt) })
+	}
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	if int64(p.last.Commit) > total/smallestFrame+1 { // one page is not in any file
@@ -161,7 +171,7 @@ func (p *Plan) Write(ctx context.Context, out *os.File) error {
 	if err := out.Truncate(p.Size()); err != nil {
 		return err
 	}
-	j := &job{src: p.src, opt: p.opt, pages: newPages(out, p.last.PageSize, p.last.Commit)}
+	j := &job{src: p.src, opt: p.opt, first: p.first, pages: newPages(out, p.last.PageSize, p.last.Commit)}
 	for files := range slices.Chunk(p.files, maxRank) {
 		if err := j.run(ctx, files); err != nil {
 			return err
@@ -216,6 +226,7 @@ func parseHeader(b []byte, f *ltx.FileInfo, h *ltx.Header) error {
 type job struct {
 	src   Source
 	opt   Options
+	first *layout // of the plan's first file, where that is large and was measured
 	pages *pages
 }
 
@@ -292,6 +303,9 @@ func (j *job) find(ctx context.Context, files []*ltx.FileInfo, work chan<- *piec
 			continue
 		}
 		l := &layout{file: f}
+		if j.first != nil && j.first.file == f {
+			l = j.first
+		}
 		large = append(large, l)
 		g.Go(func() error {
 			return l.find(ctx, j.src, j.opt, func(from, to int64) error {

@@ -12,6 +12,7 @@ import (
 // by side, and the checksum of what follows the pages.
 type layout struct {
 	file   *ltx.FileInfo
+	index  int64    // its size, in bytes; 0 as long as it was not measured
 	pieces []*piece // head and pages, in order; each filled by its worker
 
 	crc     uint64 // of all from the end mark to before the checksum
@@ -22,11 +23,12 @@ type layout struct {
 // find reads the file's index, and tells of each piece as soon as it is known.
 // The index has, for each page in order, its number, offset and size as varints.
 func (l *layout) find(ctx context.Context, src Source, opt Options, tell func(from, to int64) error) error {
-	index, err := l.indexSize(ctx, src, opt)
-	if err != nil {
-		return err
+	if l.index == 0 {
+		if err := l.measure(ctx, src, opt); err != nil {
+			return err
+		}
 	}
-	end := l.file.Size - footer - index // of the pages and the end mark
+	end := l.file.Size - footer - l.index // of the pages and the end mark
 	r := newReader(ctx, src, l.file, end-endMark, l.file.Size, opt)
 	defer r.release()
 	take := func(n int) ([]byte, error) {
@@ -43,6 +45,7 @@ func (l *layout) find(ctx context.Context, src Source, opt Options, tell func(fr
 	}
 	from, at := int64(0), int64(ltx.HeaderSize)
 	for {
+		var err error
 		var entry [3]uint64 // page number, offset, size
 		for i := range entry {
 			if entry[i], err = l.varint(r, take); err != nil {
@@ -88,19 +91,20 @@ func (l *layout) find(ctx context.Context, src Source, opt Options, tell func(fr
 	return nil
 }
 
-// indexSize reads the index's size, in bytes.
-func (l *layout) indexSize(ctx context.Context, src Source, opt Options) (int64, error) {
+// measure reads the size of the file's index.
+func (l *layout) measure(ctx context.Context, src Source, opt Options) error {
 	r := newReader(ctx, src, l.file, l.file.Size-footer, l.file.Size, opt)
 	defer r.release()
 	b, err := r.next(footer)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	size := binary.BigEndian.Uint64(b)
 	if most := l.file.Size - footer - endMark - ltx.HeaderSize; most < 0 || size > uint64(most) || size == 0 {
-		return 0, l.damaged("its index would have %d bytes", size)
+		return l.damaged("its index would have %d bytes", size)
 	}
-	return int64(size), nil
+	l.index = int64(size)
+	return nil
 }
 
 // varint reads one number of the index. What follows the index is longer than
