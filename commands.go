@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -140,6 +141,7 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 	storage.IsolateEnvironment(cfg.AccessKeyID != "")
 	sc := cfg.Storage()
 	sc.Logger = log
+	debug.SetGCPercent(smallHeap)
 	client, err := storage.Open(sc)
 	if err != nil {
 		return err

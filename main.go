@@ -188,6 +188,7 @@ func (l *life) openStorage() error {
 			}
 			l.health.Requested(r.Op, r.Took, outcome)
 		}
+		debug.SetGCPercent(smallHeap)
 		client, err := storage.Open(sc)
 		if err != nil {
 			return err
@@ -427,7 +428,6 @@ func (l *life) replicate() *replication {
 	if l.client == nil {
 		return &replication{life: l}
 	}
-	debug.SetGCPercent(smallHeap)
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &replication{life: l, cancel: cancel, leads: make(chan struct{}), ended: make(chan struct{})}
 	cfg := replicate.Config{
@@ -469,8 +469,9 @@ func (l *life) replicate() *replication {
 	return r
 }
 
-// smallHeap lets the heap grow by less than Go's 100 percent between two collections:
-// a snapshot of 1 GiB took 135 MiB then, of memory that is the app's.
+// smallHeap lets the heap grow by less than Go's 100 percent between two collections,
+// with which a snapshot of 1 GiB took 135 MiB, of memory that is the app's; and what a
+// restore keeps of each page would count twice.
 const smallHeap = 40
 
 // askLease is how often an idle database asks how the lease stands, which makes no
