@@ -178,7 +178,7 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 	if dst == cfg.DBPath {
 		// With the owner and mode that an app expects, and as what goes on from the
 		// replica.
-		if err = lineage.Adopt(cfg.StateDir(), file, done.Newest); err == nil && done.TXID < done.Newest {
+		if err = lineage.Adopt(cfg.DBPath, cfg.StateDir(), file, done.Newest); err == nil && done.TXID < done.Newest {
 			err = restore.BeginNewLine(cfg.StateDir())
 		}
 		if err == nil {

@@ -212,7 +212,8 @@ func (l *life) followed() bool {
 	if errors.As(err, &held) {
 		return false
 	}
-	if fi, statErr := os.Stat(l.cfg.DBPath); statErr != nil || fi.Size() == 0 {
+	// A leader that died while it replaced the database leaves it without its WAL.
+	if fi, statErr := os.Stat(l.cfg.DBPath); statErr != nil || fi.Size() == 0 || restore.Interrupted(l.cfg.StateDir()) {
 		if shared != nil {
 			_ = shared.Release()
 		}

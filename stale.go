@@ -33,7 +33,7 @@ func (l *life) noteContinues(f lineage.Finding) {
 // adopt notes what a restored file goes on from.
 func (l *life) adopt(file string, newest ltx.TXID) error {
 	l.continues.Store(uint64(newest))
-	return lineage.Adopt(l.cfg.StateDir(), file, newest)
+	return lineage.Adopt(l.cfg.DBPath, l.cfg.StateDir(), file, newest)
 }
 
 // dropping notes what the live database goes on from, before what was captured

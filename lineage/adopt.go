@@ -22,15 +22,24 @@ type adoption struct {
 	// Next is the header of the transaction after it, of which nobody knows
 	// whether it got there: the answer to an upload can be lost.
 	Next []byte `json:"next,omitempty"`
+	// Instead is what was noted of the file that this one was to replace, in case
+	// that it never did.
+	Instead *adoption `json:"instead,omitempty"`
 }
 
 func adoptionFile(stateDir string) string { return filepath.Join(stateDir, "adopted.json") }
 
 // Adopt notes, on the disk, that a file was restored from the replica when txid
 // was its newest transaction, and is about to become the database: it goes on
-// from there, also when it was restored to an earlier point in time.
-func Adopt(stateDir, file string, txid ltx.TXID) error {
-	return adoption{TXID: txid}.write(stateDir, file)
+// from there, also when it was restored to an earlier point in time. What is known
+// of the file that is at the path now stays known.
+func Adopt(dbPath, stateDir, file string, txid ltx.TXID) error {
+	a := adoption{TXID: txid}
+	if before := adopted(dbPath, stateDir); before.Inode != 0 {
+		before.Instead = nil
+		a.Instead = &before
+	}
+	return a.write(stateDir, file)
 }
 
 // Drop notes the same of a database whose captured transactions are about to be
@@ -77,10 +86,13 @@ func adopted(dbPath, stateDir string) (a adoption) {
 	if err != nil {
 		return adoption{}
 	}
-	if device, inode := identity(fi); device != a.Device || inode != a.Inode {
-		return adoption{}
+	device, inode := identity(fi)
+	for _, a := range []*adoption{&a, a.Instead} {
+		if a != nil && device == a.Device && inode == a.Inode {
+			return *a
+		}
 	}
-	return a
+	return adoption{}
 }
 
 func identity(fi os.FileInfo) (device, inode uint64) {

@@ -109,7 +109,7 @@ func TestCompare(t *testing.T) {
 				t.Fatal(err)
 			}
 			if c.adopted != 0 {
-				if err := Adopt(state, db, c.adopted); err != nil {
+				if err := Adopt(db, state, db, c.adopted); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -173,7 +173,7 @@ func TestAdoptionIsOfAFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Adopt(dir, scratch, 5); err != nil {
+	if err := Adopt(filepath.Join(dir, "app.db"), dir, scratch, 5); err != nil {
 		t.Fatal(err)
 	}
 	if got := adopted(db, dir).TXID; got != 0 {
@@ -190,6 +190,35 @@ func TestAdoptionIsOfAFile(t *testing.T) {
 	}
 	if got := adopted(db, dir).TXID; got != 0 {
 		t.Errorf("a torn note says %s", got)
+	}
+}
+
+// A restore that never gets into its place takes nothing from the database that
+// stays, however often it is tried.
+func TestAdoptionOfWhatStays(t *testing.T) {
+	dir := t.TempDir()
+	db := filepath.Join(dir, "app.db")
+	for _, path := range []string{db, db + "1", db + "2"} {
+		if err := os.WriteFile(path, []byte(path), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, a := range []struct {
+		file string
+		txid ltx.TXID
+	}{{db, 3}, {db + "1", 4}, {db + "2", 5}} {
+		if err := Adopt(db, dir, a.file, a.txid); err != nil {
+			t.Fatal(err)
+		}
+		if got := adopted(db, dir).TXID; got != 3 {
+			t.Errorf("after a restore to %s the database stands at %s, not 3", a.file, got)
+		}
+	}
+	if err := os.Rename(db+"2", db); err != nil {
+		t.Fatal(err)
+	}
+	if got := adopted(db, dir).TXID; got != 5 {
+		t.Errorf("in place, it stands at %s, not 5", got)
 	}
 }
 

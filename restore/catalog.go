@@ -78,6 +78,29 @@ func (c *catalog) upTo(txid ltx.TXID) *catalog {
 	return &less
 }
 
+// before is the catalog of the files from before a moment, of all with the zero time.
+func (c *catalog) before(at time.Time) *catalog {
+	if at.IsZero() {
+		return c
+	}
+	less := *c
+	for level, files := range c.levels {
+		less.levels[level] = slices.DeleteFunc(slices.Clone(files), func(f *ltx.FileInfo) bool { return !f.CreatedAt.Before(at) })
+	}
+	return &less
+}
+
+// merged reports whether a compacted file has a transaction: then its own file, and
+// in time others of those that were merged, are gone as they should be.
+func (c *catalog) merged(txid ltx.TXID) bool {
+	for _, files := range c.levels[1:litestream.SnapshotLevel] {
+		if slices.ContainsFunc(files, func(f *ltx.FileInfo) bool { return f.MinTXID <= txid && txid <= f.MaxTXID }) {
+			return true
+		}
+	}
+	return false
+}
+
 // newest is the last transaction that any file has, 0 for none.
 func (c *catalog) newest() (txid ltx.TXID) {
 	for _, files := range c.levels {
@@ -130,10 +153,11 @@ type plan struct {
 	bytes   int64           // to read; 0 when not known
 	txid    ltx.TXID        // that they lead to; 0 when not known
 	older   bool            // than the newest of the replica
-	gap     error           // why they don't lead to the newest, which was asked for
+	gap     *gapError       // why they don't lead to what was asked for
 }
 
-// gapError says that the files don't lead to the newest transaction.
+// gapError says that the files don't lead to the transaction that was asked for: the
+// newest of all, or of the time that was given.
 type gapError struct{ newest, missing ltx.TXID }
 
 func (e *gapError) Error() string {
@@ -146,7 +170,8 @@ func Unsound(err error) bool {
 	var gap *gapError
 	var object *fetch.DamagedError
 	var database *check.DamagedError
-	return errors.As(err, &gap) || errors.As(err, &object) || errors.As(err, &database) ||
+	var empty *emptyError
+	return errors.As(err, &gap) || errors.As(err, &empty) || errors.As(err, &object) || errors.As(err, &database) ||
 		errors.Is(err, errNothing) || errors.Is(err, litestream.ErrTxNotAvailable)
 }
 
@@ -176,26 +201,40 @@ func locate(ctx context.Context, cfg Config, txid ltx.TXID) (plan, error) {
 		}
 	}
 	if err != nil {
-		return plan{}, nothing(cfg, c)
+		return plan{}, nothing(ctx, cfg, c)
 	}
 	p := plan{catalog: c, files: files, txid: files[len(files)-1].MaxTXID}
 	for _, f := range files {
 		p.bytes += f.Size
 	}
-	if newest := c.newest(); newest > p.txid {
-		if p.older = txid != 0 || !cfg.Timestamp.IsZero(); !p.older {
-			p.gap = &gapError{newest: newest, missing: p.txid + 1}
-		}
+	newest := c.newest()
+	p.older = newest > p.txid && (txid != 0 || !cfg.Timestamp.IsZero())
+	switch wanted := c.before(cfg.Timestamp).newest(); {
+	case txid != 0, wanted <= p.txid:
+	case cfg.Timestamp.IsZero(), !c.merged(p.txid + 1):
+		p.gap = &gapError{newest: wanted, missing: p.txid + 1}
+	default:
+		cfg.Logger.Info("the state of that very moment is merged with later ones: the one before is restored", "txid", p.txid.String(), "wanted", wanted.String())
 	}
 	return p, nil
 }
 
 // nothing tells why there is no plan.
-func nothing(cfg Config, c *catalog) error {
-	switch file := c.example(); {
+func nothing(ctx context.Context, cfg Config, c *catalog) error {
+	file := c.example()
+	if file == "" && len(c.generations) > 0 {
+		_, updated, err := litestream.NewReplicaWithClient(nil, cfg.Client).TimeBoundsV3(ctx, cfg.Client)
+		if err != nil {
+			return err
+		}
+		if !updated.IsZero() {
+			file = "generations/" + c.generations[0]
+		}
+	}
+	switch {
 	case file == "":
 		return errNothing
-	case !cfg.Timestamp.IsZero():
+	case !cfg.Timestamp.IsZero() && c.before(cfg.Timestamp).example() == "":
 		return fmt.Errorf("%w: there is no backup from before %s", litestream.ErrTxNotAvailable, cfg.Timestamp.UTC().Format(time.RFC3339))
 	default:
 		return fmt.Errorf("%w: there are files, like %s, but no snapshot that they continue", litestream.ErrTxNotAvailable, file)
@@ -225,5 +264,8 @@ func prefersV3(ctx context.Context, cfg Config, c *catalog, files []*ltx.FileInf
 			}
 		}
 	}
-	return !best.IsZero() && (len(files) == 0 || best.After(files[0].CreatedAt)), nil
+	if len(files) == 0 { // or none that begins with a snapshot: then what is older is not what was asked for
+		return best.After(c.before(cfg.Timestamp).updated()), nil
+	}
+	return best.After(files[0].CreatedAt), nil
 }

@@ -94,7 +94,7 @@ func asked(cfg Config) (Asked, error) {
 	switch {
 	case err != nil:
 		return No, err
-	case l.Done != nil && l.Done.Request == cfg.Request:
+	case l.has(cfg.Request):
 		return CarriedOut, nil
 	}
 	return Pending, nil

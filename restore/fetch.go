@@ -36,6 +36,8 @@ func Fetch(ctx context.Context, cfg Config, file string, txid ltx.TXID) (Progres
 func Foresee(ctx context.Context, cfg Config) (Progress, error) {
 	p, err := locate(ctx, cfg, 0)
 	switch {
+	case err == nil && p.gap != nil:
+		return Progress{}, &Failure{Sentence: p.gap.Error(), Err: p.gap}
 	case err == nil:
 		return Progress{BytesTotal: p.bytes, TXID: p.txid}, nil
 	case ctx.Err() != nil:
@@ -78,6 +80,7 @@ func failed(ctx context.Context, cfg Config, err error) error {
 	var told *Failure
 	var damaged *check.DamagedError
 	var object *fetch.DamagedError
+	var empty *emptyError
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -89,6 +92,8 @@ func failed(ctx context.Context, cfg Config, err error) error {
 		return &Failure{Sentence: "the restore failed: no space left on the disk of " + cfg.DBPath, Err: err}
 	case errors.As(err, &object):
 		return &Failure{Sentence: "the restore failed: " + object.Error(), Err: err}
+	case errors.As(err, &empty):
+		return &Failure{Sentence: "the restore failed: " + empty.Error(), Err: err}
 	}
 	sentence, _ := cfg.Explain(err)
 	return &Failure{Sentence: "the restore failed: " + sentence, Err: err}
@@ -221,7 +226,7 @@ func (f *fetching) salvage(ctx context.Context, p plan, why error) error {
 	older.Timestamp = time.Time{} // as far as it goes
 	want := p.txid
 	if p.gap != nil {
-		want = c.newest()
+		want = p.gap.newest
 	}
 	for range mostDamages {
 		var damaged *fetch.DamagedError
@@ -231,7 +236,7 @@ func (f *fetching) salvage(ctx context.Context, p plan, why error) error {
 			c = c.without(damaged.File)
 		case ctx.Err() != nil, errors.As(err, &gone):
 			return err
-		case err != p.gap: //nolint:errorlint // that very one
+		case err != error(p.gap): //nolint:errorlint // that very one
 			return why
 		}
 		f.clear()
@@ -298,12 +303,14 @@ func (c *counting) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID 
 
 func (c *counting) OpenSnapshotV3(ctx context.Context, generation string, index int) (io.ReadCloser, error) {
 	rc, err := c.Client.OpenSnapshotV3(ctx, generation, index)
-	return c.count(ctx, rc, err)
+	rc, err = c.count(ctx, rc, err)
+	return notEmpty(rc, err, litestream.SnapshotPathV3("", generation, index))
 }
 
 func (c *counting) OpenWALSegmentV3(ctx context.Context, generation string, index int, offset int64) (io.ReadCloser, error) {
 	rc, err := c.Client.OpenWALSegmentV3(ctx, generation, index, offset)
-	return c.count(ctx, rc, err)
+	rc, err = c.count(ctx, rc, err)
+	return notEmpty(rc, err, litestream.WALSegmentPathV3("", generation, index, offset))
 }
 
 func (c *counting) count(ctx context.Context, rc io.ReadCloser, err error) (io.ReadCloser, error) {
@@ -324,5 +331,34 @@ func (r *countingReader) Read(p []byte) (int, error) {
 	r.pace.rest(r.ctx)
 	n, err := r.ReadCloser.Read(p)
 	r.n.Add(int64(n))
+	return n, err
+}
+
+// emptyError says that an object of Litestream 0.3's has nothing in it. Its format
+// takes that for a file that ends well, so that a restore would go without it.
+type emptyError struct{ name string }
+
+func (e *emptyError) Error() string { return e.name + " in the replica is damaged: it is empty" }
+
+// notEmpty is a file that is damaged when nothing is in it.
+func notEmpty(rc io.ReadCloser, err error, name string) (io.ReadCloser, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &notEmptyReader{ReadCloser: rc, name: name}, nil
+}
+
+type notEmptyReader struct {
+	io.ReadCloser
+	name string
+	some bool // of it was read
+}
+
+func (r *notEmptyReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	r.some = r.some || n > 0
+	if errors.Is(err, io.EOF) && !r.some {
+		return 0, &emptyError{r.name}
+	}
 	return n, err
 }

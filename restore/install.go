@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"github.com/slashacom/slasha-init/internal/durable"
 )
@@ -107,7 +106,11 @@ func own(file, like string) error {
 			return err
 		}
 	}
-	if err := f.Chmod(fi.Mode().Perm() & 0o666); err != nil {
+	mode := fi.Mode().Perm() & 0o666
+	if fi.Mode()&os.ModeSticky != 0 { // everybody may make files there, and nobody change another's
+		mode &^= 0o022
+	}
+	if err := f.Chmod(mode); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
@@ -119,7 +122,7 @@ func own(file, like string) error {
 // setAsideLeftovers moves what an earlier database left behind into our folder.
 // Nothing is deleted: a WAL may hold the only copy of somebody's last commits.
 func setAsideLeftovers(cfg Config) error {
-	aside := filepath.Join(cfg.StateDir, "aside", time.Now().UTC().Format(asideTime))
+	aside := newAside(cfg)
 	moved := 0
 	for _, path := range belongings(cfg.DBPath) {
 		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {

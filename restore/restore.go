@@ -354,7 +354,7 @@ func installMissing(cfg Config, file string, f Facts, done Progress) error {
 		}
 		// Before the file is in place: a crash in between is followed by a restore
 		// all the same, as long as the database is missing.
-		l.Done = &carriedOut{Request: cfg.Request, At: time.Now().UTC(), TXID: done.TXID.String()}
+		l.add(carriedOut{Request: cfg.Request, At: time.Now().UTC(), TXID: done.TXID.String()})
 		if err := l.write(cfg); err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -17,8 +18,27 @@ import (
 // moment is followed by the right step: forward where the new database is in
 // place, back where it is not.
 type ledger struct {
-	Done *carriedOut `json:"done,omitempty"`
-	Swap *swap       `json:"swap,omitempty"`
+	Done    *carriedOut  `json:"done,omitempty"`    // the last one
+	Earlier []carriedOut `json:"earlier,omitempty"` // those before it, the newest first
+	Swap    *swap        `json:"swap,omitempty"`
+}
+
+// requestsKept is how many earlier requests are remembered.
+const requestsKept = 100
+
+// has reports whether a request was carried out.
+func (l *ledger) has(request string) bool {
+	return l.Done != nil && l.Done.Request == request ||
+		slices.ContainsFunc(l.Earlier, func(c carriedOut) bool { return c.Request == request })
+}
+
+// add notes that a request was carried out.
+func (l *ledger) add(c carriedOut) {
+	if l.Done != nil && l.Done.Request != c.Request {
+		l.Earlier = slices.Insert(l.Earlier, 0, *l.Done)
+		l.Earlier = l.Earlier[:min(len(l.Earlier), requestsKept)]
+	}
+	l.Done = &c
 }
 
 // carriedOut is a request that is not to be repeated.
@@ -40,6 +60,22 @@ func ledgerFile(cfg Config) string { return filepath.Join(cfg.StateDir, "restore
 
 // asideTime names the folders of what was set aside, so that they sort by time.
 const asideTime = "20060102T150405.000000Z"
+
+func asideDir(cfg Config) string { return filepath.Join(cfg.StateDir, "aside") }
+
+// newAside names a folder for what is about to be set aside. It sorts behind those
+// that are there, also when the clock was set back meanwhile.
+func newAside(cfg Config) string {
+	at := time.Now().UTC()
+	entries, err := os.ReadDir(asideDir(cfg))
+	if err == nil && len(entries) > 0 {
+		last, err := time.Parse(asideTime, entries[len(entries)-1].Name())
+		if err == nil && !last.Before(at.Truncate(time.Microsecond)) {
+			at = last.Add(time.Microsecond)
+		}
+	}
+	return filepath.Join(asideDir(cfg), at.Format(asideTime))
+}
 
 // asidesKept is how many databases that were set aside are kept.
 const asidesKept = 2
@@ -101,9 +137,8 @@ func exchange(cfg Config, file string, request string, txid string) (aside strin
 	if err != nil {
 		return "", err
 	}
-	now := time.Now().UTC()
-	aside = filepath.Join(cfg.StateDir, "aside", now.Format(asideTime))
-	l.Swap = &swap{carriedOut: carriedOut{Request: request, At: now, TXID: txid, Aside: aside}}
+	aside = newAside(cfg)
+	l.Swap = &swap{carriedOut: carriedOut{Request: request, At: time.Now().UTC(), TXID: txid, Aside: aside}}
 	l.Swap.Device, l.Swap.Inode = identity(fi)
 	if err := l.write(cfg); err != nil {
 		return "", err
@@ -112,15 +147,18 @@ func exchange(cfg Config, file string, request string, txid string) (aside strin
 	failed := exchangeFiles(cfg, file, aside)
 	// The same look at the facts as after a crash decides what to do next.
 	inPlace, err := recoverSwap(cfg)
-	if err != nil || !inPlace {
+	if !inPlace {
 		return "", fmt.Errorf("cannot put the restored database into place: %w", errors.Join(failed, err))
 	}
+	// After the rename: the new one is there, and the old one is kept.
 	if failed != nil {
-		// After the rename: the new one is there, and the old one is kept.
 		cfg.Logger.Warn("the restored database is in place, but not known to be on the disk", "error", failed)
 	}
+	if err != nil {
+		cfg.Logger.Warn("the restored database is in place; the next start notes that it is", "error", err)
+	}
 	cfg.Logger.Warn("set the old database aside", "to", aside)
-	pruneAside(cfg)
+	pruneAside(cfg, aside)
 	return aside, nil
 }
 
@@ -157,6 +195,13 @@ func exchangeFiles(cfg Config, file, aside string) error {
 	return durable.SyncDir(dir)
 }
 
+// Interrupted reports whether a swap was begun beside the database that nobody has
+// ended: until Run has, what is at the path may lack its WAL.
+func Interrupted(stateDir string) bool {
+	l, err := readLedger(Config{StateDir: stateDir})
+	return err != nil || l.Swap != nil
+}
+
 // recoverSwap ends a swap, whichever of its steps was the last to happen, and
 // reports whether the new database is in place. It is called after each, and
 // before anything else at a start.
@@ -172,7 +217,7 @@ func recoverSwap(cfg Config) (inPlace bool, err error) {
 	if err == nil {
 		if device, inode := identity(fi); device == l.Swap.Device && inode == l.Swap.Inode {
 			if l.Swap.Request != "" {
-				l.Done = &l.Swap.carriedOut
+				l.add(l.Swap.carriedOut)
 			}
 			l.Swap = nil
 			return true, l.write(cfg)
@@ -248,12 +293,12 @@ func identity(fi os.FileInfo) (device, inode uint64) {
 	return 0, 0
 }
 
-// pruneAside removes the oldest databases that were set aside. What is not a
-// database, a WAL that was left behind alone, is kept: nobody has decided
-// against it.
-func pruneAside(cfg Config) {
+// pruneAside removes the oldest databases that were set aside, but never the one
+// that just was. What is not a database, a WAL that was left behind alone, is kept:
+// nobody has decided against it.
+func pruneAside(cfg Config, newest string) {
 	// Not by a pattern: the path is somebody's, and may hold a * or a [.
-	all := filepath.Join(cfg.StateDir, "aside")
+	all := asideDir(cfg)
 	entries, err := os.ReadDir(all) // sorted by name, and so by time
 	if err != nil {
 		cfg.Logger.Warn("cannot look at what was set aside", "error", err)
@@ -267,6 +312,9 @@ func pruneAside(cfg Config) {
 		}
 	}
 	for _, dir := range dirs[:max(len(dirs)-asidesKept, 0)] {
+		if dir == newest {
+			continue
+		}
 		if err := os.RemoveAll(dir); err != nil {
 			cfg.Logger.Warn("cannot remove an old database that was set aside", "path", dir, "error", err)
 			continue

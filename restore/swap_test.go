@@ -369,8 +369,97 @@ func TestPruneTakesThePathAsItIs(t *testing.T) {
 		return cfg
 	}
 	ours, other := make3("[ab]"), make3("a")
-	pruneAside(ours)
+	pruneAside(ours, "")
 	if n, m := len(asides(t, other)), len(asides(t, ours)); n != 3 || m != asidesKept {
 		t.Errorf("%d of the other's 3 are left, and %d of ours", n, m)
+	}
+}
+
+// A request stays carried out when others have come after it.
+func TestRequestsAreRemembered(t *testing.T) {
+	cfg := config(t, filled(t, 5))
+	old(t, cfg)
+	restored := func(request string) bool {
+		t.Helper()
+		cfg.Request = request
+		out, err := Run(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out.Restored
+	}
+	for _, request := range []string{"a", "b", "c"} {
+		if !restored(request) {
+			t.Errorf("%s was not carried out", request)
+		}
+	}
+	for _, request := range []string{"a", "c", "b", "a"} {
+		if restored(request) {
+			t.Errorf("%s was repeated", request)
+		}
+	}
+	var l ledger
+	for n := range 3 * requestsKept {
+		l.add(carriedOut{Request: fmt.Sprint(n)})
+	}
+	if len(l.Earlier) != requestsKept || !l.has(fmt.Sprint(3*requestsKept-1)) || !l.has(fmt.Sprint(2*requestsKept)) {
+		t.Errorf("%d are remembered", len(l.Earlier))
+	}
+}
+
+// What was just set aside is kept, and the newest of all, also when the clock was
+// set back since others were.
+func TestSetAsideWithAClockSetBack(t *testing.T) {
+	cfg := config(t, filled(t, 5))
+	for _, day := range []string{"01", "02"} {
+		dir := filepath.Join(asideDir(cfg), "210001"+day+"T000000.000000Z")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "app.db"), []byte("an older one"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old(t, cfg)
+	cfg.Force = true
+	for range 2 {
+		out, err := Run(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := asides(t, cfg)
+		if len(left) != asidesKept || left[len(left)-1] != out.Aside {
+			t.Errorf("%s was set aside, and there are %v", out.Aside, left)
+		}
+	}
+}
+
+// When only the note can't be written any more, the restored database is in place
+// all the same, and nobody says that the old one is.
+func TestInPlaceAndNotNoted(t *testing.T) {
+	cfg := config(t, filled(t, 5))
+	old(t, cfg)
+	cfg.Request = "id 1"
+	blocked := filepath.Join(cfg.StateDir, "restored.json.tmp", "in the way")
+	cfg.onStep = func(step string) {
+		if step == "in place" {
+			if err := os.MkdirAll(blocked, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	out, err := Run(t.Context(), cfg)
+	if err != nil || !out.Restored || out.Aside == "" || count(t, cfg.DBPath) != 5 {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if !Interrupted(cfg.StateDir) {
+		t.Error("the swap counts as ended")
+	}
+	if err := os.RemoveAll(filepath.Dir(blocked)); err != nil {
+		t.Fatal(err)
+	}
+	cfg.onStep = nil
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start || Interrupted(cfg.StateDir) {
+		t.Errorf("the next start: %+v, %v", out, err)
 	}
 }
