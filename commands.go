@@ -18,8 +18,10 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/slashacom/slasha-init/healthz"
+	"github.com/slashacom/slasha-init/internal/durable"
 	"github.com/slashacom/slasha-init/lineage"
 	"github.com/slashacom/slasha-init/lock"
 	"github.com/slashacom/slasha-init/restore"
@@ -146,14 +148,14 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	scratch, err := os.MkdirTemp(filepath.Dir(dst), ".slasha-restore-")
+	scratch, done, err := scratchFor(cfg, dst)
 	if err != nil {
-		return fmt.Errorf("cannot restore beside the output: %w", err)
+		return err
 	}
-	defer func() { _ = os.RemoveAll(scratch) }()
+	defer done()
 
 	show := newProgress(log, os.Stderr)
-	file := filepath.Join(scratch, filepath.Base(dst))
+	file := filepath.Join(scratch, "restored")
 	rc := restore.Config{
 		DBPath:   cfg.DBPath,
 		StateDir: cfg.StateDir(),
@@ -167,7 +169,7 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 		OnProgress: show.show,
 		Logger:     log,
 	}
-	done, err := restore.Fetch(ctx, rc, file, cfg.TXID)
+	got, err := restore.Fetch(ctx, rc, file, cfg.TXID)
 	show.done()
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
@@ -178,20 +180,67 @@ func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
 	if dst == cfg.DBPath {
 		// With the owner and mode that an app expects, and as what goes on from the
 		// replica.
-		if err = lineage.Adopt(cfg.DBPath, cfg.StateDir(), file, done.Newest); err == nil && done.TXID < done.Newest {
+		if err = lineage.Adopt(cfg.DBPath, cfg.StateDir(), file, got.Newest); err == nil && got.TXID < got.Newest {
 			err = restore.BeginNewLine(cfg.StateDir())
 		}
 		if err == nil {
 			err = restore.Install(rc, file)
 		}
 	} else {
-		err = os.Link(file, dst) // fails where a file has come there meanwhile
+		err = moveToNew(file, dst)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot put the restored database into place: %w", err)
 	}
-	fmt.Fprintf(out, "slasha-init: restored %s from %s: %s in %s\n", dst, client, healthz.Bytes(done.BytesDone), done.Took.Round(time.Millisecond))
+	fmt.Fprintf(out, "slasha-init: restored %s from %s: %s in %s\n", dst, client, healthz.Bytes(got.BytesDone), got.Took.Round(time.Millisecond))
 	return nil
+}
+
+// scratchFor makes the folder on the file system of dst in which that is put together,
+// for as long as done is not called. What an earlier restore to dst left there,
+// because it was killed, is removed; one that runs is a *lock.HeldError.
+func scratchFor(cfg Config, dst string) (dir string, done func(), err error) {
+	dir = filepath.Join(filepath.Dir(dst), "."+filepath.Base(dst)+".slasha-restore")
+	if dst == cfg.DBPath {
+		dir = restore.ScratchDir(cfg.StateDir()) // which a container's start clears too
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", nil, fmt.Errorf("cannot restore beside the output: %w", err)
+	}
+	mine, err := lock.Try(filepath.Join(dir, "lock"), "slasha-init restore, "+whoWeAre())
+	var held *lock.HeldError
+	if errors.As(err, &held) {
+		return "", nil, fmt.Errorf("%s is being restored already: %w", dst, held)
+	}
+	left, err := os.ReadDir(dir)
+	for _, e := range left {
+		if e.Name() != "lock" {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	done = func() {
+		if mine != nil { // else this volume has no locks
+			_ = mine.Release()
+		}
+		_ = os.RemoveAll(dir)
+	}
+	if err != nil {
+		done()
+		return "", nil, fmt.Errorf("cannot clear what an earlier restore left behind: %w", err)
+	}
+	return dir, done, nil
+}
+
+// moveToNew moves a file to a path, and fails where another has come there meanwhile.
+func moveToNew(file, dst string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, file, unix.AT_FDCWD, dst, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // not on this file system
+		err = os.Link(file, dst)
+	}
+	if err != nil {
+		return &os.PathError{Op: "move to", Path: dst, Err: err}
+	}
+	return durable.SyncDir(filepath.Dir(dst))
 }
 
 // askTimeout is how long healthcheck and status wait for an answer.

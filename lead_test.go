@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/internal/testbed"
+	"github.com/slashacom/slasha-init/lock"
 )
 
 func inPhase(want healthz.Phase) func(healthz.Status) error {
@@ -124,6 +126,63 @@ func TestAWorkerFollows(t *testing.T) {
 	restored := filepath.Join(t.TempDir(), "restored.db")
 	s3.OfficialRestore(restored)
 	wantAll(t, testbed.Entries(t, restored), slices.Concat(leader.Acked(), follower.Acked(), next.Acked()))
+}
+
+// A leader that is killed while it replaces the database leaves it without its WAL: a
+// worker that waits for it puts that back before its app sees the database.
+func TestALeaderThatDiesInTheMiddleOfASwap(t *testing.T) {
+	s3, vol := testbed.StartS3(t), newVolume(t)
+	db := vol.db(t)
+	settings := s3.Settings(s3.URL(), db)
+	backedUp(t, settings, db, 10, 1)
+	// What comes next is in the WAL alone.
+	w := worker(t, db, "--every", "10ms")
+	app := &testbed.Container{Process: testbed.Start(t, nil, w[0], w[1:]...)}
+	app.WaitAcked(20, 20*time.Second)
+	app.Kill()
+
+	// As restore.exchange leaves it after its first step.
+	state := filepath.Join(vol.dir, ".app.db.slasha")
+	aside := filepath.Join(state, "aside", "20260101T000000.000000Z")
+	if err := os.MkdirAll(aside, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ledger := fmt.Sprintf(`{"swap": {"request": "x", "at": "2026-01-01T00:00:00Z", "set_aside": %q, "device": 1, "inode": 1}}`, aside)
+	if err := os.WriteFile(filepath.Join(state, "restored.json"), []byte(ledger), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(db+"-wal", filepath.Join(aside, "app.db-wal")); err != nil {
+		t.Fatal(err)
+	}
+	var locks []*lock.Lock
+	for _, name := range []string{"lead", "follow"} {
+		l, err := lock.Try(filepath.Join(state, name+".lock"), "the leader")
+		if err != nil {
+			t.Fatal(err)
+		}
+		locks = append(locks, l)
+	}
+	next := testbed.StartContainer(t, append(settings, "SLASHA_PROCESS_TYPE=worker"), worker(t, db, "--every", "10ms")...)
+	next.WaitHealth(20*time.Second, func(s healthz.Status) error {
+		if s.Phase != healthz.Waiting {
+			return fmt.Errorf("phase %s", s.Phase)
+		}
+		return nil
+	})
+	// The follower's mark first: what comes next is decided while nobody leads, too.
+	for _, l := range slices.Backward(locks) {
+		if err := l.Release(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next.WaitAcked(10, 20*time.Second)
+	next.Signal(syscall.SIGTERM)
+	if code := next.Wait(20 * time.Second); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	restored := filepath.Join(t.TempDir(), "restored.db")
+	s3.OfficialRestore(restored)
+	wantAll(t, testbed.Entries(t, restored), slices.Concat(app.Acked(), next.Acked()))
 }
 
 // A request that was carried out is no reason to wait for the lead: a worker with

@@ -193,11 +193,13 @@ func (f *fetching) assemble(ctx context.Context, files []*ltx.FileInfo) (*fetch.
 }
 
 func (f *fetching) verify(ctx context.Context) error {
-	var rest func()
+	cfg := check.Config{Kind: f.cfg.Check, OnUnknown: func(table string, err error) {
+		f.cfg.Logger.Warn("SQLite can't check a table here, as that needs something of the app's; the checksums of its pages were right", "table", table, "error", err)
+	}}
 	if p := f.cfg.pace(); p != nil {
-		rest = func() { p.rest(ctx) }
+		cfg.Rest = func() { p.rest(ctx) }
 	}
-	return check.File(ctx, f.file, f.cfg.Check, rest)
+	return check.File(ctx, f.file, cfg)
 }
 
 // byLitestream restores what our own code can't, by Litestream's.

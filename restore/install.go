@@ -21,7 +21,11 @@ func litestreamDir(dbPath string) string {
 	return filepath.Join(dir, "."+name+"-litestream")
 }
 
-func scratchDir(cfg Config) string { return filepath.Join(cfg.StateDir, "restore") }
+// ScratchDir is where a restored database is put together. What is there when Run
+// begins is removed.
+func ScratchDir(stateDir string) string { return filepath.Join(stateDir, "restore") }
+
+func scratchDir(cfg Config) string { return ScratchDir(cfg.StateDir) }
 
 // Leftover returns a file that would be taken for part of a database at path, or
 // "" when there is none.

@@ -9,10 +9,13 @@ package check
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net/url"
+	"os"
+	"strings"
 
-	_ "github.com/mattn/go-sqlite3" // used in this package alone
+	"github.com/mattn/go-sqlite3" // used in this package alone
 )
 
 // DamagedError says that SQLite does not accept a restored file.
@@ -34,24 +37,42 @@ const (
 	Off
 )
 
-// pragma is what SQLite is asked; it stops at the first finding.
+// pragma is what SQLite is asked.
 func (k Kind) pragma() string {
 	if k == Full {
-		return "PRAGMA integrity_check(1)"
+		return "integrity_check"
 	}
-	return "PRAGMA quick_check(1)"
+	return "quick_check"
+}
+
+// Config is how a file is checked. The zero value is a quick check at full speed.
+type Config struct {
+	Kind Kind
+
+	// Rest is called again and again while SQLite works, from a thread of SQLite's,
+	// and may take its time. Optional.
+	Rest func()
+
+	// OnUnknown is called with each table that only the app's own SQLite can check,
+	// and what it would need for that: a collation, or a function. Optional.
+	OnUnknown func(table string, err error)
 }
 
 // File checks a database file that nobody else has open, and leaves no file
-// beside it. It returns a *DamagedError when SQLite finds fault with it.
-//
-// rest is called again and again while SQLite works, from a thread of SQLite's, and
-// may take its time. Nil lets SQLite work at full speed.
-func File(ctx context.Context, path string, kind Kind, rest func()) error {
-	if kind == Off {
+// beside it. It returns a *DamagedError when SQLite finds fault with it, and other
+// errors when it can't be checked.
+func File(ctx context.Context, path string, cfg Config) error {
+	if cfg.Kind == Off {
 		return nil
 	}
-	vfs, done := through(rest)
+	fi, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("open the restored database: %w", err)
+	}
+	if fi.Size() < smallest { // nothing at all is a sound database to SQLite
+		return &DamagedError{Finding: fmt.Sprintf("it has %d bytes", fi.Size())}
+	}
+	vfs, done := through(cfg.Rest)
 	defer done()
 	// immutable: no locks, no -wal and no -shm; the file is ours alone.
 	vfs.Set("mode", "ro")
@@ -71,9 +92,67 @@ func File(ctx context.Context, path string, kind Kind, rest func()) error {
 	if _, err := conn.ExecContext(ctx, "PRAGMA mmap_size = 1"); err != nil {
 		return failure(ctx, err)
 	}
-	var finding string
-	if err := conn.QueryRowContext(ctx, kind.pragma()).Scan(&finding); err != nil {
+	tables, err := tablesOf(ctx, conn)
+	if err != nil {
 		return failure(ctx, err)
+	}
+	err = ask(ctx, conn, "PRAGMA "+cfg.Kind.pragma()+"(1)") // until the first finding
+	if !isUnknown(err) {
+		return failure(ctx, err)
+	}
+	// The schema needs something that the app has and we don't, so SQLite begins with
+	// nothing. One by one, it checks all the others. The list of free pages comes
+	// with the schema's own table.
+	for _, table := range tables {
+		quoted := "'" + strings.ReplaceAll(table, "'", "''") + "'"
+		err := ask(ctx, conn, "PRAGMA "+cfg.Kind.pragma()+"("+quoted+")")
+		switch {
+		case !isUnknown(err):
+			if err := failure(ctx, err); err != nil {
+				return err
+			}
+		case cfg.OnUnknown != nil:
+			cfg.OnUnknown(table, err)
+		}
+	}
+	return nil
+}
+
+// smallest is the size of the smallest database, in bytes: a page.
+const smallest = 512
+
+// tablesOf lists the tables, that of the schema first. Where that can't be read, the
+// file is no database.
+func tablesOf(ctx context.Context, conn *sql.Conn) (tables []string, err error) {
+	rows, err := conn.QueryContext(ctx, "SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0")
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	defer func() { _ = rows.Close() }()
+	tables = []string{"sqlite_schema"}
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, unreadable(err)
+		}
+		tables = append(tables, name)
+	}
+	return tables, unreadable(rows.Err())
+}
+
+// unreadable is what an error means where every database can be read.
+func unreadable(err error) error {
+	if isUnknown(err) { // "unsupported file format", say
+		return &DamagedError{Finding: err.Error()}
+	}
+	return err
+}
+
+// ask makes a check of SQLite's. The error is a *DamagedError, or SQLite's own.
+func ask(ctx context.Context, conn *sql.Conn, pragma string) error {
+	var finding string
+	if err := conn.QueryRowContext(ctx, pragma).Scan(&finding); err != nil {
+		return err
 	}
 	if finding != "ok" {
 		return &DamagedError{Finding: finding}
@@ -81,11 +160,26 @@ func File(ctx context.Context, path string, kind Kind, rest func()) error {
 	return nil
 }
 
-// failure is what an error of SQLite means: that the file is none, unless it was
-// told to stop.
+// isUnknown reports whether SQLite did not understand what it was asked, which is
+// known to be right: then it is something in the schema.
+func isUnknown(err error) bool {
+	var e sqlite3.Error
+	return errors.As(err, &e) && e.Code == sqlite3.ErrError
+}
+
+// failure is what an error means: that the file is damaged, or no database, unless
+// it is of another kind.
 func failure(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	var e sqlite3.Error
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB):
+		return &DamagedError{Finding: err.Error()}
+	case errors.As(err, &e):
+		return fmt.Errorf("SQLite can't check what was restored: %w", err)
 	}
-	return &DamagedError{Finding: err.Error()}
+	return err
 }

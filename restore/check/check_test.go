@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/mattn/go-sqlite3"
 )
 
 // shape is a kind of database.
@@ -80,7 +82,7 @@ func bySQLite(t testing.TB, path string, kind Kind) (finding string) {
 	t.Helper()
 	db := open(t, path)
 	defer func() { _ = db.Close() }()
-	if err := db.QueryRow(kind.pragma()).Scan(&finding); err != nil {
+	if err := db.QueryRow("PRAGMA " + kind.pragma() + "(1)").Scan(&finding); err != nil {
 		return err.Error()
 	}
 	return finding
@@ -94,10 +96,10 @@ func TestSound(t *testing.T) {
 			s.write(t, path)
 			for _, kind := range []Kind{Quick, Full, Off} {
 				var rests int
-				if err := File(t.Context(), path, kind, nil); err != nil {
+				if err := File(t.Context(), path, Config{Kind: kind}); err != nil {
 					t.Errorf("%s: %v", kind.pragma(), err)
 				}
-				if err := File(t.Context(), path, kind, func() { rests++ }); err != nil {
+				if err := File(t.Context(), path, Config{Kind: kind, Rest: func() { rests++ }}); err != nil {
 					t.Errorf("%s, with rests: %v", kind.pragma(), err)
 				}
 				if (rests == 0) != (kind == Off) {
@@ -121,7 +123,7 @@ func TestManyPagesAtATime(t *testing.T) {
 		t.Fatal(err)
 	}
 	reads := 0
-	if err := File(t.Context(), path, Quick, func() { reads++ }); err != nil {
+	if err := File(t.Context(), path, Config{Rest: func() { reads++ }}); err != nil {
 		t.Fatal(err)
 	}
 	// Each page of the table is looked at twice, and those of the index lie anywhere.
@@ -152,7 +154,7 @@ func TestDamaged(t *testing.T) {
 				kind := []Kind{Quick, Full}[seed%2]
 				want := bySQLite(t, path, kind)
 				var damaged *DamagedError
-				switch err := File(t.Context(), path, kind, nil); {
+				switch err := File(t.Context(), path, Config{Kind: kind}); {
 				case err != nil && !errors.As(err, &damaged):
 					t.Errorf("seed %d, %s: %v", seed, what, err)
 				case (err == nil) != (want == "ok"):
@@ -199,10 +201,10 @@ func TestKinds(t *testing.T) {
 	shapes[0].write(t, path)
 	writeWithoutIndex(t, path)
 	var damaged *DamagedError
-	if err := File(t.Context(), path, Full, nil); !errors.As(err, &damaged) {
+	if err := File(t.Context(), path, Config{Kind: Full}); !errors.As(err, &damaged) {
 		t.Errorf("the full check: %v", err)
 	}
-	if err := File(t.Context(), path, Quick, nil); err != nil {
+	if err := File(t.Context(), path, Config{}); err != nil {
 		t.Errorf("the quick check: %v", err)
 	}
 }
@@ -243,22 +245,96 @@ func TestToldToEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.db")
 	shapes[0].write(t, path)
 	ctx, cancel := context.WithCancel(t.Context())
-	if err := File(ctx, path, Quick, cancel); !errors.Is(err, context.Canceled) {
+	if err := File(ctx, path, Config{Rest: cancel}); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }
 
-// What can't be opened is no sound database.
+// What is no database is damaged; what can't be opened is another matter.
 func TestNoDatabase(t *testing.T) {
 	dir := t.TempDir()
-	text := filepath.Join(dir, "text")
-	if err := os.WriteFile(text, []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
+	for name, content := range map[string]string{"text": strings.Repeat("no database ", 1000), "empty": ""} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var damaged *DamagedError
+		if err := File(t.Context(), path, Config{}); !errors.As(err, &damaged) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	for _, path := range []string{dir, filepath.Join(dir, "missing")} {
+		var damaged *DamagedError
+		if err := File(t.Context(), path, Config{}); err == nil || errors.As(err, &damaged) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+func init() {
+	sql.Register("sqlite3 of an app", &sqlite3.SQLiteDriver{ConnectHook: func(c *sqlite3.SQLiteConn) error {
+		return errors.Join(
+			c.RegisterCollation("backwards", func(a, b string) int { return strings.Compare(b, a) }),
+			c.RegisterFunc("shout", strings.ToUpper, true))
+	}})
+}
+
+// A schema may need what only the app has. Its tables are not damaged for that, and
+// damage in the others is found all the same.
+func TestWhatOnlyTheAppKnows(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	db, err := sql.Open("sqlite3 of an app", path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{text, dir, filepath.Join(dir, "missing")} {
+	for _, stmt := range []string{
+		"CREATE TABLE names (n TEXT COLLATE backwards UNIQUE)",
+		"CREATE TABLE loud (s TEXT, l TEXT NOT NULL GENERATED ALWAYS AS (shout(s)) VIRTUAL)",
+		"CREATE TABLE sound (n INTEGER PRIMARY KEY, s TEXT)", "CREATE TABLE gone (s TEXT)",
+		rows(500) + "INSERT INTO names SELECT x FROM c", rows(500) + "INSERT INTO loud (s) SELECT x FROM c",
+		rows(2000) + "INSERT INTO sound SELECT x, hex(randomblob(50)) FROM c",
+		rows(2000) + "INSERT INTO gone SELECT hex(randomblob(50)) FROM c", "DROP TABLE gone", // leaves free pages
+	} {
+		if _, err := db.Exec(stmt); err != nil {
+			t.Fatalf("%s: %v", stmt, err)
+		}
+	}
+	var root int
+	if err := db.QueryRow("SELECT rootpage FROM sqlite_schema WHERE name = 'sound'").Scan(&root); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	unknown := func(kind Kind) ([]string, error) {
+		var tables []string
+		err := File(t.Context(), path, Config{Kind: kind, OnUnknown: func(table string, err error) {
+			tables = append(tables, table)
+			if err == nil {
+				t.Errorf("%s: no reason", table)
+			}
+		}})
+		return tables, err
+	}
+	for _, kind := range []Kind{Quick, Full} {
+		if tables, err := unknown(kind); err != nil || fmt.Sprint(tables) != "[names loud]" {
+			t.Errorf("%s: %v, unknown %v", kind.pragma(), err, tables)
+		}
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const pageSize = 4096
+	for name, at := range map[string]int{"a table": (root-1)*pageSize + 1, "the number of free pages": 39, "the schema": 101} {
+		b := append([]byte(nil), whole...)
+		b[at] ^= 0x7f
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
 		var damaged *DamagedError
-		if err := File(t.Context(), path, Quick, nil); !errors.As(err, &damaged) {
-			t.Errorf("%s: %v", path, err)
+		if _, err := unknown(Quick); !errors.As(err, &damaged) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
@@ -271,7 +347,7 @@ func TestSideBySide(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "x.db")
 			shapes[n%len(shapes)].write(t, path)
 			for range 5 {
-				if err := File(t.Context(), path, Quick, func() {}); err != nil {
+				if err := File(t.Context(), path, Config{Rest: func() {}}); err != nil {
 					t.Error(err)
 				}
 			}
