@@ -135,6 +135,63 @@ func TestABucketThatIsAwayForLong(t *testing.T) {
 	}
 }
 
+// What a bucket takes in the middle of an outage, in a turn that fails later, is the
+// database's own: when the rest is dropped, that makes it no stale one.
+func TestADropAfterSomeUploads(t *testing.T) {
+	s3, d := testbed.StartS3(t), newDisk(t, "400m")
+	road := testbed.StartBreaker(t, s3.Addr, 1)
+	settings := s3.Settings("http://"+road.Addr, d.db)
+	c := d.start(settings, worker(t, d.db, "--every", "50ms", "--random", "--size", "10000", "--keep", "400")...)
+	c.WaitAcked(20, 20*time.Second)
+	c.WaitHealth(20*time.Second, someSynced)
+	captured := func() int {
+		files, err := os.ReadDir(filepath.Join(d.path, ".app.db-litestream", "ltx", "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(files)
+	}
+	road.Answer(1, 403, "AccessDenied")
+	before := captured()
+	testbed.Eventually(t, 60*time.Second, func() error {
+		if n := captured() - before; n < 8 {
+			return fmt.Errorf("%d files pile up", n)
+		}
+		return nil
+	})
+	broken := road.Broken()
+	road.AnswerAfter(4, "/0000/", 403, "AccessDenied")
+	testbed.Eventually(t, 20*time.Second, func() error {
+		if road.Broken() == broken {
+			return errors.New("it has not asked for more than it gets")
+		}
+		return nil
+	})
+	d.fill(4)
+	c.WaitHealth(60*time.Second, func(s healthz.Status) error {
+		if !strings.Contains(text(s.HealthError), "took too much room and was dropped") {
+			return fmt.Errorf("health says %s", text(s.HealthError))
+		}
+		return nil
+	})
+	d.free()
+	road.Heal()
+	c.WaitHealth(60*time.Second, healthy)
+	c.WaitAcked(len(c.Acked())+20, 20*time.Second)
+	c.Signal(syscall.SIGTERM)
+	if code := c.Wait(20 * time.Second); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	if said := c.Stderr.String(); strings.Contains(said, "stale") || strings.Contains(said, "msg=restored") {
+		t.Errorf("the log: %s", said)
+	}
+	restored := filepath.Join(t.TempDir(), "restored.db")
+	s3.OfficialRestore(restored)
+	if got, live := testbed.Entries(t, restored), d.entries(); !slices.Equal(got, live) || len(live) < 50 {
+		t.Errorf("the replica has %d entries, the database %d", len(got), len(live))
+	}
+}
+
 // The disk is full, and the bucket is there: SQLite refuses the app's commits, and
 // what it has accepted before is in the bucket, or health says what is wrong. With
 // room again all goes on, in the same process.

@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
@@ -20,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
@@ -419,4 +421,42 @@ func saveFaults(t *testing.T, table string, seed uint64, outage, took time.Durat
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// An upload whose answers were all lost has happened: the next list of the replica
+// shows that, and health tells it, although nothing more is uploaded.
+func TestAnUploadWhoseAnswerWasLost(t *testing.T) {
+	s3, vol := testbed.StartS3(t), newVolume(t)
+	road := testbed.StartBreaker(t, s3.Addr, 1)
+	db := vol.db(t)
+	hint := filepath.Join(vol.dir, "go on")
+	script := `"$0" worker --db "$1" --count 3 --every 0; until [ -e "$2" ]; do sleep 0.05; done; "$0" worker --db "$1" --count 1 --stamp; sleep 600`
+	c := testbed.StartContainer(t, s3.Settings("http://"+road.Addr, db), "sh", "-c", script, testbed.Guestbook(t), db, hint)
+	c.WaitAcked(3, 20*time.Second)
+	allThere := func(s healthz.Status) error {
+		if s.TXID == nil || text(s.TXID) != text(s.ReplicaTXID) || s.PendingSince != nil {
+			return fmt.Errorf("%s here, %s in the replica, pending since %v", text(s.TXID), text(s.ReplicaTXID), s.PendingSince)
+		}
+		return healthy(s)
+	}
+	c.WaitHealth(20*time.Second, allThere)
+	road.LoseReplies(1, "PUT")
+	if err := os.WriteFile(hint, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.WaitAcked(4, 20*time.Second)
+	committed := c.Acks()[3].At
+	c.WaitHealth(40*time.Second, func(s healthz.Status) error {
+		if s.Healthy {
+			return errors.New("it is healthy")
+		}
+		return nil
+	})
+	road.Heal()
+	s := c.WaitHealth(40*time.Second, allThere)
+	if s.LastSyncedAt == nil || time.Time(*s.LastSyncedAt).Before(committed) {
+		t.Errorf("last synced at %v, and the last commit had returned at %s", s.LastSyncedAt, committed)
+	}
+	c.Signal(syscall.SIGTERM)
+	c.Wait(20 * time.Second)
 }

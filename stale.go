@@ -38,15 +38,12 @@ func (l *life) adopt(file string, newest ltx.TXID) error {
 
 // dropping notes what the live database goes on from, before what was captured
 // of it is dropped.
-func (l *life) dropping() error {
+func (l *life) dropping(got replicate.Got) error {
 	if err := openStateDir(l.cfg); err != nil {
 		return err
 	}
-	acked := l.acked()
-	if acked == 0 {
-		acked = ltx.TXID(l.continues.Load())
-	}
-	return lineage.Drop(l.cfg.StateDir(), l.cfg.DBPath, acked)
+	acked := max(got.Acked, l.acked(), ltx.TXID(l.continues.Load()))
+	return lineage.Drop(l.cfg.StateDir(), l.cfg.DBPath, acked, got.Snapshot)
 }
 
 // admit says whether the database may be uploaded, where the replica did not

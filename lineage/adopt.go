@@ -1,10 +1,13 @@
 package lineage
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/superfly/ltx"
@@ -19,9 +22,11 @@ type adoption struct {
 	Device uint64   `json:"device"` // of the file, which keeps them when it is moved
 	Inode  uint64   `json:"inode"`
 	TXID   ltx.TXID `json:"txid"` // the newest that the replica had
-	// Next is the header of the transaction after it, of which nobody knows
-	// whether it got there: the answer to an upload can be lost.
-	Next []byte `json:"next,omitempty"`
+	// After are the headers of the transactions after it, of which nobody knows
+	// whether they got there: the answers to uploads can be lost.
+	After [][]byte `json:"after,omitempty"`
+	// Snapshot is the transaction of a snapshot of which the same is true, or 0.
+	Snapshot ltx.TXID `json:"snapshot,omitempty"`
 	// Instead is what was noted of the file that this one was to replace, in case
 	// that it never did.
 	Instead *adoption `json:"instead,omitempty"`
@@ -42,21 +47,51 @@ func Adopt(dbPath, stateDir, file string, txid ltx.TXID) error {
 	return a.write(stateDir, file)
 }
 
+// mostAfter is how many of the transactions after the last acknowledged one may have
+// got into the replica, each with its answer lost.
+const mostAfter = 16
+
 // Drop notes the same of a database whose captured transactions are about to be
-// dropped: it goes on from acked, the newest that the replica has acknowledged,
-// and maybe has the next one too.
-func Drop(stateDir, dbPath string, acked ltx.TXID) error {
-	a := adoption{TXID: acked}
+// dropped: it goes on from acked, the newest that the replica has acknowledged, and
+// from what it has of those after it. A snapshot whose upload was tried, or 0, may
+// have got there too.
+func Drop(stateDir, dbPath string, acked, snapshot ltx.TXID) error {
+	a := adoption{TXID: acked, Snapshot: snapshot}
 	here, err := listLocal(dbPath)
 	if err != nil {
 		return err
 	}
 	if acked == 0 {
 		a.TXID = here.newest() // nothing better is known
-	} else if next, err := here.header(acked + 1); err == nil {
-		a.Next = next
+	}
+	for txid := a.TXID + 1; len(a.After) < mostAfter; txid++ {
+		next, err := here.header(txid)
+		if err != nil {
+			break
+		}
+		a.After = append(a.After, next)
 	}
 	return a.write(stateDir, dbPath)
+}
+
+// reaches returns the newest of the replica's transactions that is known to be one
+// that the database goes on from.
+func (a adoption) reaches(ctx context.Context, client Client, there replica) (ltx.TXID, error) {
+	at := a.TXID
+	n := int64(there.belowSnapshots) - int64(a.TXID)
+	if _, small := slices.BinarySearch(there.small, there.belowSnapshots); small && n > 0 && n <= int64(len(a.After)) {
+		theirs, err := headerThere(ctx, client, there.belowSnapshots)
+		if err != nil {
+			return 0, err
+		}
+		if bytes.Equal(a.After[n-1], theirs) {
+			at = there.belowSnapshots
+		}
+	}
+	if there.newest == a.Snapshot && there.belowSnapshots <= at {
+		at = max(at, a.Snapshot)
+	}
+	return at, nil
 }
 
 // write notes it, for the file as it is now.

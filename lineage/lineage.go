@@ -106,16 +106,8 @@ func Compare(ctx context.Context, client Client, dbPath, stateDir string) (Findi
 		return f, nil
 	}
 	if f.Local == 0 {
-		a := adopted(dbPath, stateDir)
-		f.Local = a.TXID
-		if next := a.TXID + 1; a.Next != nil && f.Replica == next {
-			theirs, err := headerThere(ctx, client, next)
-			if err != nil {
-				return Finding{}, err
-			}
-			if bytes.Equal(a.Next, theirs) {
-				f.Local = next
-			}
+		if f.Local, err = adopted(dbPath, stateDir).reaches(ctx, client, there); err != nil {
+			return Finding{}, err
 		}
 		f.Common = min(f.Local, f.Replica)
 	} else if f.Common, err = common(ctx, client, here, there); err != nil {
@@ -161,8 +153,9 @@ func (f Finding) replicaEnd() ltx.TXID {
 
 // replica is what the replica has.
 type replica struct {
-	newest ltx.TXID
-	small  []ltx.TXID // its L0 files, one transaction each, in order
+	newest         ltx.TXID
+	belowSnapshots ltx.TXID   // the newest of all other files
+	small          []ltx.TXID // its L0 files, one transaction each, in order
 }
 
 func listReplica(ctx context.Context, client Client) (replica, error) {
@@ -186,8 +179,11 @@ func listReplica(ctx context.Context, client Client) (replica, error) {
 		return replica{}, fmt.Errorf("list replica: %w", err)
 	}
 	all := levels[0]
-	for _, l := range levels {
+	for level, l := range levels {
 		all.newest = max(all.newest, l.newest)
+		if level < litestream.SnapshotLevel {
+			all.belowSnapshots = max(all.belowSnapshots, l.newest)
+		}
 	}
 	slices.Sort(all.small)
 	return all, nil

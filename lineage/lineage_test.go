@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -131,15 +132,22 @@ func TestCompare(t *testing.T) {
 // that was on its way is ours if it is the very one.
 func TestDrop(t *testing.T) {
 	for name, c := range map[string]struct {
-		acked ltx.TXID
-		there []span
-		stale bool
+		acked    ltx.TXID
+		snapshot ltx.TXID // that was tried
+		there    []span
+		stale    bool
 	}{
-		"as it was left":                  {5, small(1, 5, 7), false},
-		"one more, whose answer was lost": {5, small(1, 6, 7), false},
-		"one more, of somebody else":      {5, append(small(1, 5, 7), small(6, 6, 8)...), true},
-		"several more":                    {5, small(1, 7, 7), true},
-		"nothing acknowledged yet":        {0, small(1, 5, 7), false},
+		"as it was left":                          {5, 0, small(1, 5, 7), false},
+		"one more, whose answer was lost":         {5, 0, small(1, 6, 7), false},
+		"one more, of somebody else":              {5, 0, slices.Concat(small(1, 5, 7), small(6, 6, 8)), true},
+		"several more, their answers lost":        {5, 0, small(1, 7, 7), false},
+		"several more, of somebody else":          {5, 0, slices.Concat(small(1, 5, 7), small(6, 7, 8)), true},
+		"more than was captured here":             {5, 0, small(1, 10, 7), true},
+		"nothing acknowledged yet":                {0, 0, small(1, 5, 7), false},
+		"a snapshot, its answer lost":             {5, 8, slices.Concat(small(1, 5, 7), []span{{9, 1, 8, 0}}), false},
+		"a snapshot of somebody else":             {5, 0, slices.Concat(small(1, 5, 7), []span{{9, 1, 8, 0}}), true},
+		"one that was tried, and somebody else's": {5, 8, slices.Concat(small(1, 5, 7), small(6, 6, 8), []span{{9, 1, 8, 0}}), true},
+		"merged meanwhile":                        {5, 0, []span{{1, 1, 6, 0}}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -150,7 +158,7 @@ func TestDrop(t *testing.T) {
 			captured := filepath.Join(dir, ".app.db-litestream")
 			place(t, captured, small(4, 9, 7))
 			place(t, bucket, c.there)
-			if err := Drop(dir, db, c.acked); err != nil {
+			if err := Drop(dir, db, c.acked, c.snapshot); err != nil {
 				t.Fatal(err)
 			}
 			if err := os.RemoveAll(captured); err != nil {

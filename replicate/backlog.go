@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/benbjohnson/litestream"
+	"github.com/superfly/ltx"
 )
 
 // While the replica is out of reach, what is captured piles up beside the
@@ -31,7 +32,12 @@ func (r *Replicator) tooMuch() string {
 	if err != nil {
 		return ""
 	}
+	acked := r.got.get().Acked // Litestream keeps those a while
 	for _, e := range entries {
+		_, txid, err := ltx.ParseFilename(e.Name())
+		if err != nil || txid <= acked {
+			continue
+		}
 		if fi, err := e.Info(); err == nil {
 			backlog += fi.Size()
 		}
@@ -60,7 +66,7 @@ func (r *Replicator) noteDropping(db *litestream.DB) error {
 	if r.cfg.Dropping == nil {
 		return nil
 	}
-	err := r.cfg.Dropping()
+	err := r.cfg.Dropping(r.got.get())
 	if !errors.Is(err, syscall.ENOSPC) {
 		return err
 	}
@@ -71,5 +77,5 @@ func (r *Replicator) noteDropping(db *litestream.DB) error {
 	if removeErr := os.Remove(db.LTXPath(0, minTXID, maxTXID)); removeErr != nil {
 		return errors.Join(err, removeErr)
 	}
-	return r.cfg.Dropping()
+	return r.cfg.Dropping(r.got.get())
 }

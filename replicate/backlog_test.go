@@ -34,6 +34,11 @@ func TestTooMuch(t *testing.T) {
 			if got := r.tooMuch(); (got != "") != c.want {
 				t.Errorf("says %q", got)
 			}
+			// What the replica has is none of it.
+			r.got.note(0, 1, nil)
+			if got := r.tooMuch(); got != "" {
+				t.Errorf("with half of it in the replica it says %q", got)
+			}
 		})
 	}
 }

@@ -85,7 +85,7 @@ func pageSizeOf(path string, fi os.FileInfo) (uint32, error) {
 
 // open readies Litestream, with all of its own monitors off.
 func (r *Replicator) open(ctx context.Context, pageSize uint32) error {
-	r.client = &acknowledged{Client: r.cfg.Client}
+	r.client = &acknowledged{Client: r.cfg.Client, got: r.got}
 	db := litestream.NewDB(r.cfg.DBPath)
 	db.MonitorInterval = 0
 	replica := litestream.NewReplicaWithClient(db, r.client)

@@ -19,6 +19,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,7 +56,7 @@ type Config struct {
 
 	// Dropping is called before what was captured is dropped: it must note what the
 	// database at the path goes on from. An error puts the dropping off. Optional.
-	Dropping func() error
+	Dropping func(Got) error
 
 	// Anchor asks for a snapshot with the first upload: what the replica has so
 	// far is not what the database goes on from, and may have damaged files that
@@ -92,6 +93,15 @@ var ErrBarred = errors.New("this instance may not write the replica")
 // ErrStale says that the replica has something that the database lacks.
 var ErrStale = errors.New("the database is stale")
 
+// Got is what the replica has from here.
+type Got struct {
+	// Acked is the newest transaction in any file that it has acknowledged, 0 for
+	// none. Of those after it, some may have got there, each with its answer lost.
+	Acked ltx.TXID
+	// Snapshot is the transaction of a snapshot of which that is not known, or 0.
+	Snapshot ltx.TXID
+}
+
 // retryAfter is the pause after a failed attempt. The client has waited and
 // tried several times by then.
 const retryAfter = time.Second
@@ -106,6 +116,7 @@ const lookAnyway = 10 * time.Second
 type Replicator struct {
 	cfg    Config
 	client *acknowledged
+	got    *got
 	watch  *walWatch
 
 	compacting compactable
@@ -123,6 +134,7 @@ type Replicator struct {
 
 	anchor  bool      // the next upload is to be followed by a snapshot
 	synced  bool      // an upload or a comparison has succeeded since the start
+	unsure  time.Time // when the WAL was read for an upload that failed, or got there and its answer did not
 	pace    pace      // of the uploads
 	pending time.Time // since when the replica lacks commits; zero when it lacks none
 	asked   time.Time // when the replica last answered
@@ -135,9 +147,11 @@ func New(cfg Config) *Replicator {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	got := &got{}
 	return &Replicator{
 		cfg:    cfg,
-		client: &acknowledged{Client: cfg.Client},
+		client: &acknowledged{Client: cfg.Client, got: got},
+		got:    got,
 		watch:  newWALWatch(cfg.DBPath, cfg.Logger),
 		asks:   asks{wake: make(chan struct{}, 1)},
 
@@ -250,6 +264,7 @@ func (r *Replicator) sync(ctx context.Context) error {
 
 	acks := r.client.n.Load()
 	if err := r.db.Replica.Sync(ctx); err != nil {
+		r.unsure = before
 		return fmt.Errorf("upload: %w", err)
 	}
 	if r.anchor {
@@ -261,14 +276,15 @@ func (r *Replicator) sync(ctx context.Context) error {
 			r.cfg.OnAnchored()
 		}
 	}
-	if r.client.n.Load() > acks {
+	switch {
+	case r.client.n.Load() > acks:
 		r.asked = time.Now()
 		r.pace.took(before)
-		r.synced = true
-		if r.cfg.OnSync != nil {
-			r.cfg.OnSync(before, pos.TXID)
-		}
-	} else if !r.synced {
+		r.isSynced(before, pos.TXID)
+	case !r.unsure.IsZero(): // the replica's list has shown that nothing is missing
+		r.asked = time.Now()
+		r.isSynced(r.unsure, pos.TXID)
+	case !r.synced:
 		if err := r.syncedBefore(ctx, before, pos.TXID); err != nil {
 			return err
 		}
@@ -293,15 +309,21 @@ func (r *Replicator) syncedBefore(ctx context.Context, now time.Time, txid ltx.T
 		return fmt.Errorf("list replica: %w", err)
 	}
 	r.asked = time.Now()
-	r.synced = true
 	at := newest.CreatedAt
 	if at.After(now) {
 		at = now
 	}
-	if r.cfg.OnSync != nil {
-		r.cfg.OnSync(at, txid)
-	}
+	r.isSynced(at, txid)
 	return nil
+}
+
+// isSynced tells that everything whose commit returned before a moment is in the
+// replica.
+func (r *Replicator) isSynced(before time.Time, txid ltx.TXID) {
+	r.synced, r.unsure = true, time.Time{}
+	if r.cfg.OnSync != nil {
+		r.cfg.OnSync(before, txid)
+	}
 }
 
 // setPending notes the earliest moment since which the replica lacks commits.
@@ -456,9 +478,35 @@ func hook[T any](f func(T), v T) {
 // replaced or because the last upload is over.
 var errGone = errors.New("this database is no longer replicated from here")
 
-// acknowledged counts the L0 files that the replica has taken.
+// got is Got, from all goroutines that upload.
+type got struct {
+	mu sync.Mutex
+	Got
+}
+
+func (g *got) get() Got {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.Got
+}
+
+// note notes the outcome of an upload.
+func (g *got) note(level int, txid ltx.TXID, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case err == nil:
+		g.Acked = max(g.Acked, txid)
+	case level == litestream.SnapshotLevel:
+		g.Snapshot = max(g.Snapshot, txid)
+	}
+}
+
+// acknowledged counts the L0 files that the replica has taken, and notes how far
+// all of them go.
 type acknowledged struct {
 	Client
+	got  *got
 	n    atomic.Int64
 	gone atomic.Bool // take no more
 }
@@ -468,6 +516,7 @@ func (a *acknowledged) WriteLTXFile(ctx context.Context, level int, minTXID, max
 		return nil, errGone
 	}
 	info, err := a.Client.WriteLTXFile(ctx, level, minTXID, maxTXID, rd)
+	a.got.note(level, maxTXID, err)
 	if err == nil && level == 0 {
 		a.n.Add(1)
 	}

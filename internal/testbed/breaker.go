@@ -10,6 +10,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -78,15 +79,39 @@ func (b *Breaker) count() {
 func (b *Breaker) Answer(share float64, status int, code string) {
 	b.set(share, func(_ http.Handler, w http.ResponseWriter, r *http.Request) bool {
 		b.count()
-		// A client that is still writing may not see an answer.
-		_, _ = io.Copy(io.Discard, r.Body)
-		w.Header().Set("Content-Type", "application/xml")
-		w.WriteHeader(status)
-		if r.Method != http.MethodHead {
-			_, _ = fmt.Fprintf(w, `<?xml version="1.0" encoding="UTF-8"?>`+"\n<Error><Code>%s</Code><Message>a test asked for it</Message></Error>", code)
-		}
+		answer(w, r, status, code)
 		return true
 	})
+}
+
+// AnswerAfter makes it answer every request with an S3 error once it has passed on so
+// many more that put something into a folder.
+func (b *Breaker) AnswerAfter(passed int, folder string, status int, code string) {
+	b.set(1, func(_ http.Handler, w http.ResponseWriter, r *http.Request) bool {
+		b.mu.Lock()
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, folder) {
+			passed--
+		}
+		over := passed < 0
+		if over {
+			b.broken++
+		}
+		b.mu.Unlock()
+		if over {
+			answer(w, r, status, code)
+		}
+		return over
+	})
+}
+
+func answer(w http.ResponseWriter, r *http.Request, status int, code string) {
+	// A client that is still writing may not see an answer.
+	_, _ = io.Copy(io.Discard, r.Body)
+	w.Header().Set("Content-Type", "application/xml")
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		_, _ = fmt.Fprintf(w, `<?xml version="1.0" encoding="UTF-8"?>`+"\n<Error><Code>%s</Code><Message>a test asked for it</Message></Error>", code)
+	}
 }
 
 // LoseReplies makes it pass a share of the requests of a method to the server,
