@@ -325,9 +325,11 @@ func (l *life) takeOver(ctx context.Context) bool {
 	l.log.Info("the leader has left: replicating from here now")
 	l.health.Following(false)
 	if l.claim.lease != nil {
-		taking, cancel := context.WithTimeout(ctx, l.cfg.LockTimeout)
+		// Where another host has taken it meanwhile, replication begins all the same:
+		// it says that nothing is uploaded, and why.
+		taking, cancel := context.WithTimeout(ctx, answering)
 		defer cancel()
-		_ = l.claim.lease.Take(taking) // or whoever keeps it tells why not
+		_ = l.claim.lease.Take(taking)
 		l.keepLease()
 	} else {
 		l.health.Lease(healthz.Lease{State: "off"})

@@ -268,3 +268,30 @@ func TestTheLeaseOfAFolder(t *testing.T) {
 	c.WaitAcked(5, 20*time.Second)
 	c.WaitHealth(10*time.Second, leaseIs("off"))
 }
+
+// A worker that takes over a volume whose lease another host has taken says at once
+// that nothing is uploaded, and stops in its time.
+func TestATakeOverWithoutTheLease(t *testing.T) {
+	h := newHosts(t, "a", "b")
+	old := h.start("a", worker(t, h.volume["a"], "--every", "20ms"))
+	old.WaitAcked(20, 20*time.Second)
+	old.WaitHealth(20*time.Second, leaseIs("held"))
+	helper := h.start("a", worker(t, h.volume["a"], "--every", "20ms"), "SLASHA_PROCESS_TYPE=worker")
+	helper.WaitAcked(20, 20*time.Second)
+	helper.WaitHealth(20*time.Second, leaseIs("following"))
+	old.Signal(syscall.SIGSTOP)
+	next := h.start("b", worker(t, h.volume["b"], "--every", "20ms"))
+	next.WaitHealth(30*time.Second, leaseIs("held"))
+	old.Kill()
+	helper.WaitHealth(20*time.Second, func(s healthz.Status) error {
+		if s.Lease.State != "waiting" || s.Healthy || s.PendingSince == nil || !strings.Contains(text(s.HealthError), "lease") {
+			return fmt.Errorf("the lease is %s, healthy %v, pending since %v, %s", s.Lease.State, s.Healthy, s.PendingSince, text(s.HealthError))
+		}
+		return nil
+	})
+	helper.Signal(syscall.SIGTERM)
+	if code := helper.Wait(12 * time.Second); code != 70 {
+		t.Errorf("exit %d, want 70", code)
+	}
+	wantAll(t, testbed.Entries(t, stopAndRestoreFile(t, next, h.s3)), next.Acked())
+}

@@ -516,11 +516,14 @@ func (r *replication) finish(deadline time.Time) error {
 		case <-ctx.Done():
 		}
 	}()
-	if r.leaderHasIt(ctx) {
+	if has, err := r.leaderHasIt(ctx); has || err != nil {
 		r.endRest()
 		r.cancel()
 		<-r.ended
-		return nil
+		if err != nil {
+			r.log.Error(err.Error())
+		}
+		return err
 	}
 	r.log.Info("last upload", "budget", time.Until(deadline).Round(time.Millisecond))
 	r.endRest()
@@ -543,7 +546,7 @@ func (r *replication) finish(deadline time.Time) error {
 // uploaded what was written here, or goes on and will. It returns false on the one
 // that leads, which this one may become meanwhile: two that stop at the same time
 // must not both leave it to the other.
-func (r *replication) leaderHasIt(ctx context.Context) bool {
+func (r *replication) leaderHasIt(ctx context.Context) (has bool, err error) {
 	asked := make(chan struct{})
 	asking, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -555,19 +558,27 @@ func (r *replication) leaderHasIt(ctx context.Context) bool {
 	}
 	select {
 	case <-r.leads:
-		return false
+		return false, nil
 	case <-asked:
-		select {
-		case <-r.leads:
-			return false
-		default:
-		}
-		if ctx.Err() != nil {
-			r.log.Warn("what was written last is left to the leader, which has not said that it has it")
-		}
-		return true
+	case <-ctx.Done():
 	}
+	select {
+	case <-r.leads:
+		return false, nil
+	default:
+	}
+	switch {
+	case ctx.Err() == nil:
+		return true, nil
+	case r.following.Load():
+		r.log.Warn("what was written last is left to the leader, which has not said that it has it")
+		return true, nil
+	}
+	return false, errNoTime
 }
+
+// errNoTime says that the container was stopped just when its leader was gone.
+var errNoTime = errors.New("the last upload failed: the instance that replicated this database is gone, and there was no time to go on where it ended")
 
 // askLeader returns when the leader has uploaded all that is committed now, or when
 // ctx ends.

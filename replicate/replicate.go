@@ -118,6 +118,7 @@ type Replicator struct {
 	client *acknowledged
 	got    *got
 	watch  *walWatch
+	first  mark // when Run began
 
 	compacting compactable
 	asks       asks
@@ -172,6 +173,7 @@ func (r *Replicator) Stop() { close(r.quit) }
 func (r *Replicator) Run(ctx context.Context) {
 	r.watch.start()
 	defer r.watch.stop()
+	r.first = r.watch.mark()
 	idle, cancel := context.WithCancel(ctx) // for all that is no upload of commits
 	defer cancel()
 	go func() {
@@ -214,6 +216,9 @@ func (r *Replicator) guarded(ctx context.Context) (err error) {
 func (r *Replicator) turn(ctx context.Context) error {
 	began := time.Now()
 	if err := r.follow(ctx); err != nil {
+		if now := r.watch.mark(); now != r.first && !r.watch.isSynced(now) {
+			r.setPending(began)
+		}
 		return err
 	}
 	if r.db != nil {
