@@ -249,7 +249,7 @@ const askTimeout = 4 * time.Second
 func ask(cfg Config) (healthz.Status, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 	defer cancel()
-	if cfg.HealthAddr == "" {
+	if cfg.pageless() {
 		return askSocket(ctx, cfg)
 	}
 	return healthz.Fetch(ctx, cfg.HealthAddr)

@@ -24,6 +24,9 @@ import (
 type Config struct {
 	Processes Processes
 
+	// Idle are the settings of backups that were made, where backups are off.
+	Idle []string
+
 	DBPath          string
 	Bucket          string
 	Endpoint        storage.Endpoint
@@ -217,10 +220,17 @@ func (c *Config) read(s *source, command, environ []string) {
 	slices.SortFunc(s.problems, func(a, b problem) int { return strings.Compare(a.where, b.where) })
 }
 
+// pageless reports whether nobody can know where the health page is, from outside the
+// container's own process: it is off, or on a port that was free.
+func (c Config) pageless() bool {
+	_, port, err := net.SplitHostPort(c.HealthAddr)
+	return c.HealthAddr == "" || err == nil && port == "0"
+}
+
 // readAsking reads what a command that asks a running container needs to know.
 func (c *Config) readAsking(s *source) {
 	page := s.command == "healthcheck" || s.command == "status"
-	if !page || c.HealthAddr == "" {
+	if !page || c.pageless() {
 		c.readSocket(s)
 	}
 	switch s.command {
@@ -289,6 +299,13 @@ func isRegionName(name string) bool {
 	return len(name) >= 2 && len(name) <= 64 && strings.Trim(name, lowercase+"-") == ""
 }
 
+// ofBackups are settings that mean nothing without backups. Alone they ask for none: a
+// platform may set them for all of its apps.
+var ofBackups = []string{
+	"path-prefix", "region", "restore-timestamp", "on-stale", "restore-check", "sync-interval", "max-lag",
+	"snapshot-interval", "retention", "lease", "lease-ttl", "verify-interval",
+}
+
 // readReplica reads what says which database goes where. Either all of it is
 // there or none: half of it must not become a run without backups.
 func (c *Config) readReplica(s *source) {
@@ -310,6 +327,11 @@ func (c *Config) readReplica(s *source) {
 	asked := db.value != "" || bucket.value != "" || endpoint.value != "" ||
 		(id.from != "" && id.from != "LITESTREAM_ACCESS_KEY_ID") || (key.from != "" && key.from != "LITESTREAM_SECRET_ACCESS_KEY")
 	if !asked {
+		for _, name := range ofBackups {
+			if from := s.get(name).from; from != "" {
+				c.Idle = append(c.Idle, from)
+			}
+		}
 		return
 	}
 	if db.value == "" && s.needsDB() {
@@ -318,8 +340,7 @@ func (c *Config) readReplica(s *source) {
 	if bucket.value == "" && !folder {
 		s.complain(option{name: "bucket"}, bucket, "is not set, but other settings of a backup are; set it, or none of --db-path, --endpoint and the keys to run without backups")
 	}
-	if (id.value == "") != (key.value == "") {
-		missing := option{name: "access-key-id", secret: true}
+	if missing := (option{name: "access-key-id", secret: true}); (id.value == "") != (key.value == "") && (id.from == "" || key.from == "") {
 		if key.value == "" {
 			missing.name = "secret-access-key"
 		}

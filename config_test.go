@@ -6,10 +6,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/slashacom/slasha-init/supervisor"
 )
 
 // full is a whole, right configuration.
@@ -208,4 +211,46 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("accepted %q as a path", cfg.DBPath)
 		}
 	})
+}
+
+// Settings of backups alone ask for none, and are told to have no effect.
+func TestSettingsWithoutBackups(t *testing.T) {
+	cfg, err := Parse("run", []string{"--lease=off", "--", "/app"}, []string{"SLASHA_PATH_PREFIX=apps/a", "SLASHA_STOP_TIMEOUT=5s"})
+	if err != nil || cfg.Enabled() || strings.Join(cfg.Idle, " ") != "SLASHA_PATH_PREFIX --lease" {
+		t.Errorf("enabled %v, idle %q, %v", cfg.Enabled(), cfg.Idle, err)
+	}
+	if cfg, err := Parse("run", []string{"--lease=off", "--", "/app"}, full()); err != nil || len(cfg.Idle) > 0 {
+		t.Errorf("idle %q, %v", cfg.Idle, err)
+	}
+}
+
+// A key that can't be read is not one that is not set.
+func TestAKeyThatCantBeRead(t *testing.T) {
+	for _, change := range [][]string{{"SLASHA_SECRET_ACCESS_KEY_FILE=/no/such/file"}, {"SLASHA_SECRET_ACCESS_KEY_FILE=/x", "SLASHA_SECRET_ACCESS_KEY=made-up-secret-value"}} {
+		_, err := Parse("run", []string{"--", "/app"}, append(full()[:4:4], change...))
+		if err == nil || strings.Contains(err.Error(), "the other half") {
+			t.Errorf("%q: %v", change, err)
+		}
+	}
+}
+
+// An upload that failed is hidden behind no exit that says nothing.
+func TestEndedWell(t *testing.T) {
+	for name, c := range map[string]struct {
+		stop syscall.Signal // 0: the app ended by itself
+		exit supervisor.Exit
+		want bool
+	}{
+		"well":                        {0, supervisor.Exit{}, true},
+		"with a code of its own":      {0, supervisor.Exit{Code: 3}, false},
+		"by the stop signal":          {syscall.SIGTERM, supervisor.Exit{Code: 143, Signal: syscall.SIGTERM}, true},
+		"with the stop signal's code": {syscall.SIGTERM, supervisor.Exit{Code: 143}, true},
+		"with another's":              {syscall.SIGTERM, supervisor.Exit{Code: 130}, false},
+		"with that code by itself":    {0, supervisor.Exit{Code: 143}, false},
+		"killed":                      {syscall.SIGTERM, supervisor.Exit{Code: 137, Signal: syscall.SIGKILL}, false},
+	} {
+		if got := endedWell(supervisor.Result{StopSignal: c.stop, Exit: c.exit}); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
 }

@@ -482,6 +482,10 @@ func TestHealthPages(t *testing.T) {
 	if code, out, _ := testbed.Run(t, env, 10*time.Second, testbed.SlashaInit(t), "healthcheck"); code != 0 || out != "healthy\n" {
 		t.Errorf("healthcheck exits with %d and says %q", code, out)
 	}
+	// With port 0, which has told nobody here what it took, by the socket.
+	if code, out, _ := testbed.Run(t, []string{"SLASHA_DB_PATH=" + db, "SLASHA_HEALTH_ADDR=127.0.0.1:0"}, 10*time.Second, testbed.SlashaInit(t), "healthcheck"); code != 0 || out != "healthy\n" {
+		t.Errorf("healthcheck of port 0 exits with %d and says %q", code, out)
+	}
 	if out := testbed.MustRun(t, env, 10*time.Second, testbed.SlashaInit(t), "status"); !strings.Contains(out, "s3://test-bucket/apps/guestbook") {
 		t.Errorf("status says %q", out)
 	}

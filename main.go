@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,6 +97,9 @@ func run(args, environ []string) int {
 	l := &life{cfg: cfg, sup: sup, out: out, log: newLogger(out, cfg)}
 	slog.SetDefault(forLibrary(l.log, cfg.LogLevel))
 	l.takeOrders(parent)
+	if len(cfg.Idle) > 0 {
+		l.log.Warn("backups are off, as neither --db-path nor --bucket is set; some settings have no effect", "settings", strings.Join(cfg.Idle, ", "))
+	}
 
 	// The health page before everything that can take long, so that it can be
 	// watched.
@@ -407,9 +411,11 @@ func (l *life) exit(res supervisor.Result, unsynced error) int {
 }
 
 // endedWell reports whether the app's exit says nothing that a failed upload
-// would hide: it exited with 0, or by the signal that stopped the container.
+// would hide: it exited with 0, or by the signal that stopped the container, or with
+// the code of that, as shells and Java have it.
 func endedWell(res supervisor.Result) bool {
-	return res.Exit.Code == 0 || (res.StopSignal != 0 && res.Exit.Signal == res.StopSignal)
+	return res.Exit.Code == 0 || res.StopSignal != 0 &&
+		(res.Exit.Signal == res.StopSignal || res.Exit.Code == 128+int(res.StopSignal))
 }
 
 // replication is the replicator at work, or nothing when backups are off.

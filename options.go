@@ -208,7 +208,7 @@ func (s *source) get(name string) setting {
 	case !o.secret:
 	case direct != "" && file != "":
 		s.complain(o, setting{from: o.variable()}, "is set, and so is "+o.variable()+"_FILE; set one of them")
-		return setting{}
+		return setting{from: o.variable()}
 	case file != "":
 		v, err := readSecret(file)
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -232,6 +233,39 @@ func TestTakenBack(t *testing.T) {
 	var held *HeldError
 	if err := take(t, testLease(t, s, set), 200*time.Millisecond); !errors.As(err, &held) {
 		t.Errorf("without the memory: %v", err)
+	}
+}
+
+// A copy of a volume is not the volume: there, the one that the note names may be
+// alive, on the original.
+func TestACopyOfTheVolume(t *testing.T) {
+	s := &shelf{}
+	volume := filepath.Join(t.TempDir(), "volume")
+	if err := os.Mkdir(volume, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	on := func(dir string) func(*Config) {
+		return func(c *Config) {
+			c.TTL, c.Memory, c.Replica = time.Hour, filepath.Join(dir, "lease.json"), "s3://b/p"
+		}
+	}
+	if err := take(t, testLease(t, s, on(volume)), 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	duplicate := volume + " copied"
+	if out, err := exec.Command("cp", "-a", volume, duplicate).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var held *HeldError
+	if err := take(t, testLease(t, s, on(duplicate)), 200*time.Millisecond); !errors.As(err, &held) {
+		t.Errorf("on a copy: %v", err)
+	}
+	moved := volume + " mounted elsewhere"
+	if err := os.Rename(volume, moved); err != nil {
+		t.Fatal(err)
+	}
+	if err := take(t, testLease(t, s, on(moved)), 5*time.Second); err != nil {
+		t.Errorf("on the volume itself: %v", err)
 	}
 }
 

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/slashacom/slasha-init/internal/durable"
 )
@@ -82,7 +85,10 @@ type memory struct {
 	// Owners are those whose record may be in the replica: that of the last start,
 	// and those of starts since that never learned whether theirs got there.
 	Owners []string `json:"owners"`
-	Epoch  uint64   `json:"epoch"` // the highest seen
+	// Place is the folder that it lies in. On a copy of the volume that is another
+	// one: there, the holder may be alive.
+	Place string `json:"place"`
+	Epoch uint64 `json:"epoch"` // the highest seen
 	// Replica has been seen to obey conditions.
 	Replica string `json:"replica,omitempty"`
 }
@@ -113,11 +119,28 @@ func load(file string) (memory, error) {
 	if err != nil {
 		return memory{}, fmt.Errorf("read the note of the lease: %w", err)
 	}
+	if m.Place != place(file) {
+		m.Owners = nil
+	}
 	return m, nil
+}
+
+// place names the folder of a file: it keeps its inode and the time of its birth
+// when it is renamed, mounted elsewhere or started from again, and a copy has others.
+func place(file string) string {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, filepath.Dir(file), 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
+		return ""
+	}
+	if st.Mask&unix.STATX_BTIME == 0 {
+		return fmt.Sprint(st.Ino)
+	}
+	return fmt.Sprintf("%d born %d.%09d", st.Ino, st.Btime.Sec, st.Btime.Nsec)
 }
 
 // save writes the memory, and returns when it is on the disk.
 func (m memory) save(file string) error {
+	m.Place = place(file)
 	b, err := json.Marshal(m)
 	if err != nil {
 		return err

@@ -22,10 +22,14 @@ import (
 func (r *Replicator) follow(ctx context.Context) error {
 	fi, err := os.Stat(r.cfg.DBPath)
 	if errors.Is(err, os.ErrNotExist) {
+		if r.gone++; r.db != nil && r.gone > 1 {
+			return fmt.Errorf("%s %w", r.cfg.DBPath, errDeleted)
+		}
 		return nil // not yet, or just now being replaced
 	} else if err != nil {
 		return fmt.Errorf("look at database: %w", err)
 	}
+	r.gone = 0
 	if r.db != nil {
 		was := r.db.FileInfo()
 		if was == nil || os.SameFile(was, fi) {
@@ -48,6 +52,9 @@ func (r *Replicator) follow(ctx context.Context) error {
 	r.admitted = true
 	return r.open(ctx, pageSize)
 }
+
+// errDeleted says that what is replicated is at no path any more.
+var errDeleted = errors.New("was deleted while the app had it open: what the app writes now is lost when it ends, also for its backup")
 
 // errNoDatabase says that the file at the path can't be replicated.
 var errNoDatabase = errors.New("is not an SQLite database, or an encrypted one: it can't be replicated")

@@ -127,6 +127,7 @@ type Replicator struct {
 	store *litestream.Store // nil until the database is there
 	db    *litestream.DB
 	other bool // the file was replaced: what comes next is not its continuation
+	gone  int  // looks in a row that found no file
 
 	admitted bool
 	dropped  bool   // for want of room, and no snapshot has been uploaded since
@@ -436,7 +437,7 @@ func (r *Replicator) Finish(ctx context.Context) error {
 				continue
 			}
 		}
-		if errors.Is(err, ErrStale) || errors.Is(err, ErrBarred) {
+		if errors.Is(err, ErrStale) || errors.Is(err, ErrBarred) || errors.Is(err, errDeleted) {
 			break
 		}
 		r.tell(err)
