@@ -13,7 +13,6 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,7 +22,6 @@ import (
 	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/lease"
 	"github.com/slashacom/slasha-init/replicate"
-	"github.com/slashacom/slasha-init/restore"
 	"github.com/slashacom/slasha-init/storage"
 	"github.com/slashacom/slasha-init/supervisor"
 )
@@ -204,6 +202,11 @@ func (l *life) openStorage() error {
 	return nil
 }
 
+// smallHeap lets the heap grow by less than Go's 100 percent between two collections,
+// with which a snapshot of 1 GiB took 135 MiB, of memory that is the app's; and what a
+// restore keeps of each page would count twice.
+const smallHeap = 40
+
 // serveHealth opens the health page, unless it is off.
 func (l *life) serveHealth() (*healthz.Server, error) {
 	if l.cfg.HealthAddr == "" {
@@ -232,98 +235,6 @@ func (l *life) enter(p healthz.Phase) {
 		l.log.Error("a bug in slasha-init, please report it", "error", err)
 	}
 }
-
-// restore brings the right database to its path. When it returns false the
-// app must not be started, and the container ends with the code.
-func (l *life) restore() (code int, ok bool) {
-	if l.client == nil || l.following.Load() {
-		stopped := l.stopped(&code)
-		return code, !stopped
-	}
-	_, err := l.bring(restore.Config{Request: l.cfg.RestoreRequest, Timestamp: l.cfg.RestoreTimestamp})
-	switch {
-	case l.stopped(&code):
-		return code, false
-	case err != nil:
-		l.log.Error("the app is not started", "error", err)
-		_ = l.health.Fail(err.Error())
-		return exitRestore, false
-	}
-	l.health.Problem("")
-	l.enter(healthz.Starting)
-	return 0, true
-}
-
-// bring makes sure that the right database is at its path. What is asked for is
-// in cfg.
-func (l *life) bring(cfg restore.Config) (restore.Outcome, error) {
-	ctx, cancel := l.untilStopped()
-	defer cancel()
-	progress := newProgress(l.log, os.Stderr)
-	cfg = l.restoreConfig(cfg)
-	cfg.OnProgress = func(p restore.Progress) {
-		l.enter(healthz.Restoring)
-		l.health.Problem("")
-		l.health.Restoring(restoreStatus(healthz.RestoreRunning, p))
-		progress.show(p)
-	}
-	out, err := restore.Run(ctx, cfg)
-	progress.done()
-	if out.Action == restore.Restore && ctx.Err() == nil {
-		s := restoreStatus(healthz.RestoreDone, out.Progress)
-		if err != nil {
-			s.State = healthz.RestoreFailed
-		}
-		if out.Aside != "" {
-			s.SetAside = &out.Aside
-		}
-		l.health.Restoring(s)
-	}
-	l.compared = out.Compared
-	l.brought = err == nil && (out.Action == restore.Restore || out.Action == restore.Fresh)
-	return out, err
-}
-
-// anchored notes that the replica has a snapshot of the line that is replicated.
-func (l *life) anchored() {
-	if err := restore.Anchored(l.cfg.StateDir()); err != nil {
-		l.log.Warn("the next start will upload a snapshot that is there already", "error", err)
-	}
-}
-
-// restoreConfig fills in what is the same for every restore of this container.
-func (l *life) restoreConfig(cfg restore.Config) restore.Config {
-	cfg.DBPath = l.cfg.DBPath
-	cfg.StateDir = l.cfg.StateDir()
-	cfg.Client = l.client
-	cfg.Explain = l.explain
-	cfg.Patience = restorePatience
-	cfg.Check = l.cfg.RestoreCheck
-	cfg.Seal = l.seal
-	cfg.Reserve = l.reserve
-	cfg.Compare = l.compare
-	cfg.OnStale = l.cfg.OnStale
-	cfg.Adopt = l.adopt
-	cfg.Logger = l.log
-	cfg.OnWaiting = l.health.Problem
-	return cfg
-}
-
-// seal keeps what is newer than the point in time that was restored. Where that
-// is damaged there is less to keep, which must not stand in the way.
-func (l *life) seal(ctx context.Context) error {
-	err := replicate.Seal(ctx, l.writer, slog.Default())
-	if errors.Is(err, replicate.ErrUnsound) {
-		l.log.Warn("not all of what is newer than the point in time can be kept for long", "error", err)
-		return nil
-	}
-	return err
-}
-
-// restorePatience is for how long a replica that does not answer is asked again
-// when the database is missing: long enough for a bucket that starts together
-// with the app, short enough to be told of a mistake.
-const restorePatience = 20 * time.Second
 
 // stopped reports whether a stop signal has come, and then sets the exit code.
 func (l *life) stopped(code *int) bool {
@@ -416,193 +327,4 @@ func (l *life) exit(res supervisor.Result, unsynced error) int {
 func endedWell(res supervisor.Result) bool {
 	return res.Exit.Code == 0 || res.StopSignal != 0 &&
 		(res.Exit.Signal == res.StopSignal || res.Exit.Code == 128+int(res.StopSignal))
-}
-
-// replication is the replicator at work, or nothing when backups are off.
-type replication struct {
-	*life
-	cancel context.CancelFunc // nil when backups are off
-	ended  chan struct{}
-
-	endRest    context.CancelFunc    // ends all but the uploads
-	leads      chan struct{}         // closed when this instance replicates
-	replicator *replicate.Replicator // from then on
-}
-
-// replicate starts to stream the database to the replica.
-func (l *life) replicate() *replication {
-	if l.client == nil {
-		return &replication{life: l}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	r := &replication{life: l, cancel: cancel, leads: make(chan struct{}), ended: make(chan struct{})}
-	cfg := replicate.Config{
-		DBPath:           l.cfg.DBPath,
-		Client:           l.writer,
-		SyncInterval:     l.cfg.SyncInterval,
-		CheckInterval:    checkInterval,
-		SnapshotInterval: l.cfg.SnapshotInterval,
-		Retention:        l.cfg.Retention,
-		Admit:            l.admit,
-		Admitted:         l.compared,
-		OnSync:           func(before time.Time, txid replicate.TXID) { l.health.Synced(before, txid.String()) },
-		OnCapture:        func(txid replicate.TXID) { l.health.Captured(txid.String()) },
-		OnPending:        l.health.Pending,
-		OnError:          l.replicationError,
-		Dropping:         l.dropping,
-		Logger:           l.log,
-	}
-	if l.claim.lease != nil {
-		cfg.CheckInterval = askLease
-	}
-	rest, endRest := context.WithCancel(ctx)
-	r.endRest = endRest
-	go func() {
-		defer close(r.ended)
-		if l.following.Load() && !l.takeOver(rest) {
-			return
-		}
-		cfg.Anchor, cfg.OnAnchored = restore.OnNewLine(l.cfg.StateDir()), l.anchored
-		cfg.OnNewLine = func() error { return restore.BeginNewLine(l.cfg.StateDir()) }
-		r.replicator = replicate.New(cfg)
-		l.replicator.Store(r.replicator)
-		close(r.leads)
-		var drills sync.WaitGroup
-		drills.Go(func() { l.drills(rest) })
-		r.replicator.Run(ctx)
-		drills.Wait()
-	}()
-	return r
-}
-
-// smallHeap lets the heap grow by less than Go's 100 percent between two collections,
-// with which a snapshot of 1 GiB took 135 MiB, of memory that is the app's; and what a
-// restore keeps of each page would count twice.
-const smallHeap = 40
-
-// askLease is how often an idle database asks how the lease stands, which makes no
-// request: a renewal that failed is told this soon.
-const askLease = 10 * time.Second
-
-// checkInterval is how often an idle replica is asked for a sign of life: at
-// least every 30 s by contract, with room for a slow answer. It costs about
-// 93,000 requests a month.
-const checkInterval = 28 * time.Second
-
-func (l *life) replicationError(err error) {
-	if err == nil {
-		l.health.Problem("")
-		return
-	}
-	sentence, _ := l.explain(err)
-	var dropped *replicate.DroppedError
-	switch {
-	case errors.Is(err, replicate.ErrStale), errors.Is(err, replicate.ErrBarred):
-		sentence = err.Error()
-	case errors.As(err, &dropped):
-		sentence = (&replicate.DroppedError{Err: errors.New(sentence)}).Error()
-	}
-	l.health.Problem(sentence)
-}
-
-// finish makes the last upload, until the deadline or until somebody at the
-// keyboard gives up on it.
-func (r *replication) finish(deadline time.Time) error {
-	if r.cancel == nil {
-		return nil
-	}
-	defer r.cancel()
-	ctx, cancel := context.WithDeadline(context.Background(), deadline)
-	defer cancel()
-	go func() {
-		select {
-		case <-r.sup.GaveUp():
-			r.log.Warn("third interrupt: giving up the last upload")
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	if has, err := r.leaderHasIt(ctx); has || err != nil {
-		r.endRest()
-		r.cancel()
-		<-r.ended
-		if err != nil {
-			r.log.Error(err.Error())
-		}
-		return err
-	}
-	r.log.Info("last upload", "budget", time.Until(deadline).Round(time.Millisecond))
-	r.endRest()
-	r.replicator.Stop()
-	select {
-	case <-r.ended:
-	case <-ctx.Done():
-		r.cancel()
-		<-r.ended // its requests end with their context
-	}
-	err := r.replicator.Finish(ctx)
-	r.life.replicator.Store(nil)
-	if err != nil {
-		r.log.Error(err.Error())
-	}
-	return err
-}
-
-// leaderHasIt returns true on an instance that follows, when the leader has
-// uploaded what was written here, or goes on and will. It returns false on the one
-// that leads, which this one may become meanwhile: two that stop at the same time
-// must not both leave it to the other.
-func (r *replication) leaderHasIt(ctx context.Context) (has bool, err error) {
-	asked := make(chan struct{})
-	asking, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if r.following.Load() {
-		go func() {
-			defer close(asked)
-			r.askLeader(asking)
-		}()
-	}
-	select {
-	case <-r.leads:
-		return false, nil
-	case <-asked:
-	case <-ctx.Done():
-	}
-	select {
-	case <-r.leads:
-		return false, nil
-	default:
-	}
-	switch {
-	case ctx.Err() == nil:
-		return true, nil
-	case r.following.Load():
-		r.log.Warn("what was written last is left to the leader, which has not said that it has it")
-		return true, nil
-	}
-	return false, errNoTime
-}
-
-// errNoTime says that the container was stopped just when its leader was gone.
-var errNoTime = errors.New("the last upload failed: the instance that replicated this database is gone, and there was no time to go on where it ended")
-
-// askLeader returns when the leader has uploaded all that is committed now, or when
-// ctx ends.
-func (r *replication) askLeader(ctx context.Context) {
-	leader := control.Client{Path: Config{DBPath: r.cfg.DBPath}.defaultSocket()}
-	for ctx.Err() == nil {
-		if _, err := leader.Sync(ctx); err == nil {
-			r.log.Info("what was written last is in the replica, by the leader")
-			return
-		}
-		wait(ctx, askAgain)
-	}
-}
-
-// release lets go of the database after a last upload that failed, when the
-// process goes on.
-func (r *replication) release(ctx context.Context) {
-	if r.replicator != nil {
-		r.replicator.Release(ctx)
-	}
 }

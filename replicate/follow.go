@@ -20,6 +20,9 @@ import (
 // another file into its place: Litestream would go on with the old one, for ever
 // and without a word.
 func (r *Replicator) follow(ctx context.Context) error {
+	if len(r.leaked) > 0 {
+		return errLeaked
+	}
 	fi, err := os.Stat(r.cfg.DBPath)
 	if errors.Is(err, os.ErrNotExist) {
 		if r.gone++; r.db != nil && r.gone > 1 {
@@ -52,6 +55,9 @@ func (r *Replicator) follow(ctx context.Context) error {
 	r.admitted = true
 	return r.open(ctx, pageSize)
 }
+
+// errLeaked says that a bug has left the database open.
+var errLeaked = errors.New("replication was ended by a bug that has left the database open: start the container again")
 
 // errDeleted says that what is replicated is at no path any more.
 var errDeleted = errors.New("was deleted while the app had it open: what the app writes now is lost when it ends, also for its backup")

@@ -124,10 +124,11 @@ type Replicator struct {
 	asks       asks
 	quit       chan struct{} // closed by Stop
 
-	store *litestream.Store // nil until the database is there
-	db    *litestream.DB
-	other bool // the file was replaced: what comes next is not its continuation
-	gone  int  // looks in a row that found no file
+	store  *litestream.Store // nil until the database is there
+	db     *litestream.DB
+	leaked []any // what could not be closed after a bug
+	other  bool  // the file was replaced: what comes next is not its continuation
+	gone   int   // looks in a row that found no file
 
 	admitted bool
 	dropped  bool   // for want of room, and no snapshot has been uploaded since
@@ -206,10 +207,40 @@ func (r *Replicator) guarded(ctx context.Context) (err error) {
 			err = fmt.Errorf("replication was ended by a bug, and starts anew: %v", p)
 			// Whatever the library holds may be half done; a new one begins.
 			r.openForCompaction(nil, nil)
+			r.letGo()
 			r.store, r.db, r.synced = nil, nil, false
 		}
 	}()
 	return r.turn(ctx)
+}
+
+// lettingGo is for how long a library that had a bug is waited for.
+const lettingGo = 5 * time.Second
+
+// letGo closes what a panic has left open. Where that can't be done it is kept as it
+// is for as long as the process lives: to open the file again and close it, or to let
+// the collector do that, would drop the locks that it still has on the database.
+func (r *Replicator) letGo() {
+	if r.store == nil {
+		return
+	}
+	r.client.gone.Store(true)
+	closed := make(chan struct{})
+	go func(store *litestream.Store) {
+		defer func() {
+			if recover() == nil {
+				close(closed)
+			}
+		}()
+		ctx, cancel := context.WithTimeout(context.Background(), lettingGo)
+		defer cancel()
+		_ = store.Close(ctx) // also closes the files when it can't upload
+	}(r.store)
+	select {
+	case <-closed:
+	case <-time.After(2 * lettingGo):
+		r.leaked = append(r.leaked, r.store, r.db)
+	}
 }
 
 // turn does whatever is due: it opens the database when it has appeared,
