@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/benbjohnson/litestream"
+	"github.com/superfly/ltx"
 )
 
 // compactable is the database of the moment, for the compaction goroutine.
@@ -83,7 +85,7 @@ func (r *Replicator) compactLevel(ctx context.Context, level *litestream.Compact
 	if store == nil {
 		return false
 	}
-	_, err := store.CompactDB(ctx, db, level)
+	made, err := store.CompactDB(ctx, db, level)
 	switch {
 	case err == nil, errors.Is(err, litestream.ErrNoCompaction), errors.Is(err, litestream.ErrCompactionTooEarly):
 	case errors.Is(err, litestream.ErrDBNotReady), ctx.Err() != nil:
@@ -93,11 +95,26 @@ func (r *Replicator) compactLevel(ctx context.Context, level *litestream.Compact
 		return false
 	}
 	if level.Level == litestream.SnapshotLevel && err == nil {
+		if !r.isThere(db) {
+			// It was read while the app replaced the file, so it may hold pages of the old
+			// one and of the new one's WAL, which Litestream opens by name.
+			if err := r.cfg.Client.DeleteLTXFiles(ctx, []*ltx.FileInfo{made}); err != nil {
+				r.cfg.Logger.Error("a snapshot that may be mixed of two databases could not be deleted", "txid", made.MaxTXID.String(), "error", err)
+			}
+			return false
+		}
 		if err := store.EnforceSnapshotRetention(ctx, db); err != nil && ctx.Err() == nil {
 			r.cfg.Logger.Warn("old backups could not be deleted, trying again after the next snapshot", "error", err)
 		}
 	}
 	return true
+}
+
+// isThere reports whether the file that is replicated is still the one at its path.
+func (r *Replicator) isThere(db *litestream.DB) bool {
+	was := db.FileInfo()
+	fi, err := os.Stat(r.cfg.DBPath)
+	return was == nil || err == nil && os.SameFile(was, fi)
 }
 
 func (r *Replicator) openForCompaction(store *litestream.Store, db *litestream.DB) {
