@@ -213,7 +213,7 @@ func (l *life) followed() bool {
 		return false
 	}
 	// A leader that died while it replaced the database leaves it without its WAL.
-	if fi, statErr := os.Stat(l.cfg.DBPath); statErr != nil || fi.Size() == 0 || restore.Interrupted(l.cfg.StateDir()) {
+	if fi, statErr := os.Stat(l.cfg.DBPath); statErr != nil || fi.Size() == 0 || restore.Interrupted(l.cfg.DBPath, l.cfg.StateDir()) {
 		if shared != nil {
 			_ = shared.Release()
 		}

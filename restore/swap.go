@@ -195,11 +195,22 @@ func exchangeFiles(cfg Config, file, aside string) error {
 	return durable.SyncDir(dir)
 }
 
-// Interrupted reports whether a swap was begun beside the database that nobody has
-// ended: until Run has, what is at the path may lack its WAL.
-func Interrupted(stateDir string) bool {
+// Interrupted reports whether a swap was begun and the old database is still at the
+// path, or none: until Run has ended it, that may lack its WAL. One that is only not
+// noted has put the new database there, whole.
+func Interrupted(dbPath, stateDir string) bool {
 	l, err := readLedger(Config{StateDir: stateDir})
-	return err != nil || l.Swap != nil
+	if err != nil || l.Swap == nil {
+		return err != nil
+	}
+	fi, err := os.Stat(dbPath)
+	return err != nil || !l.Swap.isAt(fi)
+}
+
+// isAt reports whether a file is the restored one.
+func (s *swap) isAt(fi os.FileInfo) bool {
+	device, inode := identity(fi)
+	return device == s.Device && inode == s.Inode
 }
 
 // recoverSwap ends a swap, whichever of its steps was the last to happen, and
@@ -215,7 +226,7 @@ func recoverSwap(cfg Config) (inPlace bool, err error) {
 		return false, err
 	}
 	if err == nil {
-		if device, inode := identity(fi); device == l.Swap.Device && inode == l.Swap.Inode {
+		if l.Swap.isAt(fi) {
 			if l.Swap.Request != "" {
 				l.add(l.Swap.carriedOut)
 			}

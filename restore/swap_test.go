@@ -452,14 +452,21 @@ func TestInPlaceAndNotNoted(t *testing.T) {
 	if err != nil || !out.Restored || out.Aside == "" || count(t, cfg.DBPath) != 5 {
 		t.Fatalf("%+v, %v", out, err)
 	}
-	if !Interrupted(cfg.StateDir) {
-		t.Error("the swap counts as ended")
+	if l, err := readLedger(cfg); err != nil || l.Swap == nil {
+		t.Fatalf("it was noted after all: %+v, %v", l, err)
+	}
+	// Whoever follows may use what is there.
+	if Interrupted(cfg.DBPath, cfg.StateDir) {
+		t.Error("the new database counts as half there")
 	}
 	if err := os.RemoveAll(filepath.Dir(blocked)); err != nil {
 		t.Fatal(err)
 	}
 	cfg.onStep = nil
-	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start || Interrupted(cfg.StateDir) {
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start {
 		t.Errorf("the next start: %+v, %v", out, err)
+	}
+	if l, err := readLedger(cfg); err != nil || l.Swap != nil || !l.has("id 1") {
+		t.Errorf("the next start has noted %+v, %v", l, err)
 	}
 }
