@@ -325,6 +325,7 @@ func (l *life) takeOver(ctx context.Context) bool {
 	l.log.Info("the leader has left: replicating from here now")
 	l.health.Following(false)
 	if l.claim.lease != nil {
+		l.health.LeaseBy(l.leaseStatus)
 		// Where another host has taken it meanwhile, replication begins all the same:
 		// it says that nothing is uploaded, and why.
 		taking, cancel := context.WithTimeout(ctx, answering)

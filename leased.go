@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,26 @@ func (c *leased) WriteLTXFile(ctx context.Context, level int, minTXID, maxTXID l
 func (c *leased) DeleteLTXFiles(ctx context.Context, files []*ltx.FileInfo) error {
 	return barred(c.lease.Do(ctx, func(ctx context.Context) error { return c.Client.DeleteLTXFiles(ctx, files) }))
 }
+
+// LTXFiles lists what the replica has, and fails where that may be another instance's:
+// its transactions have the same numbers as those that are missing of ours, which would
+// pass for uploaded.
+func (c *leased) LTXFiles(ctx context.Context, level int, seek ltx.TXID, useMetadata bool) (ltx.FileIterator, error) {
+	itr, err := c.Client.LTXFiles(ctx, level, seek, useMetadata)
+	if err != nil {
+		return nil, err
+	}
+	return ownFiles{itr, c.lease}, nil
+}
+
+// ownFiles says at its end whether what it has listed is ours.
+type ownFiles struct {
+	ltx.FileIterator
+	lease *lease.Lease
+}
+
+func (f ownFiles) Err() error   { return barred(cmp.Or(f.FileIterator.Err(), f.lease.Valid())) }
+func (f ownFiles) Close() error { return barred(cmp.Or(f.FileIterator.Close(), f.lease.Valid())) }
 
 // barred marks what no later try can change.
 func barred(err error) error {
@@ -113,13 +134,17 @@ func (l *life) openLease() {
 	l.claim.lease = lease.New(cfg)
 	l.writer = &leased{Client: l.client, lease: l.claim.lease}
 	if !l.following.Load() {
-		l.health.Lease(healthz.Lease{State: string(lease.Unknown)})
+		l.health.LeaseBy(l.leaseStatus)
 	}
+}
+
+func (l *life) leaseStatus() healthz.Lease {
+	s := l.claim.lease.State()
+	return healthz.Lease{State: string(s.Name), Epoch: s.Epoch, Holder: s.Holder}
 }
 
 // leaseChanged tells of a change.
 func (l *life) leaseChanged(s lease.State) {
-	l.health.Lease(healthz.Lease{State: string(s.Name), Epoch: s.Epoch, Holder: s.Holder})
 	switch s.Name {
 	case lease.Held:
 		l.log.Info("this instance holds the replica's lease", "epoch", s.Epoch)

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/superfly/ltx"
+
 	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
@@ -128,6 +130,9 @@ func TestAHostThatStoodStill(t *testing.T) {
 	next.WaitAcked(50, 30*time.Second)
 	next.WaitHealth(20*time.Second, leaseIs("held"))
 	old.Signal(syscall.SIGCONT)
+	if s, err := old.Health(); err == nil && s.Lease.State == "held" {
+		t.Errorf("it says that it holds the lease, epoch %d", s.Lease.Epoch)
+	}
 	if code := old.Wait(20 * time.Second); code != 75 {
 		t.Errorf("exit %d, want 75", code)
 	}
@@ -145,6 +150,46 @@ func TestAHostThatStoodStill(t *testing.T) {
 	if code := again.Wait(20 * time.Second); code != 0 || !strings.Contains(again.Stderr.String(), "set the old database aside") {
 		t.Errorf("the old host again: exit %d, %s", code, again.Stderr.String())
 	}
+}
+
+// The same, told to stop meanwhile, or asked whether all is uploaded. The transactions
+// that the other host has uploaded have the numbers of those that are missing here, and
+// must not pass for them.
+func TestWhoStoodStillClaimsNothing(t *testing.T) {
+	h := newHosts(t, "a", "b")
+	old := h.start("a", worker(t, h.volume["a"], "--every", "50ms"))
+	old.WaitAcked(10, 20*time.Second)
+	old.WaitHealth(20*time.Second, someSynced)
+	old.Signal(syscall.SIGSTOP) // the app writes on
+	before := len(old.Acked())
+	next := h.start("b", worker(t, h.volume["b"], "--every", "5ms"), "SLASHA_SYNC_INTERVAL=10ms")
+	next.WaitAcked(50, 30*time.Second)
+	next.WaitHealth(20*time.Second, leaseIs("held"))
+	old.WaitAcked(before+10, 20*time.Second)
+	next.WaitHealth(20*time.Second, func(s healthz.Status) error {
+		if n, err := ltx.ParseTXID(text(s.ReplicaTXID)); err != nil || n < 50 {
+			return fmt.Errorf("uploaded up to %s: %v", text(s.ReplicaTXID), err)
+		}
+		return nil
+	})
+	asked := make(chan string, 1)
+	ready := make(chan struct{})
+	go func() {
+		close(ready)
+		code, said, wrong := testbed.Run(t, []string{"SLASHA_DB_PATH=" + h.volume["a"]}, 20*time.Second, testbed.SlashaInit(t), "sync", "--timeout", "10s")
+		asked <- fmt.Sprintf("exit %d: %s%s", code, said, wrong)
+	}()
+	<-ready
+	old.Signal(syscall.SIGTERM)
+	old.Signal(syscall.SIGCONT)
+	// Whether it is told first that it has to stop or that the lease is lost is open.
+	if code := old.Wait(20 * time.Second); code != 70 && code != 75 {
+		t.Errorf("exit %d, want 70 or 75: %s", code, old.Stderr.String())
+	}
+	if said := <-asked; strings.HasPrefix(said, "exit 0") {
+		t.Errorf("sync: %s", said)
+	}
+	wantAll(t, testbed.Entries(t, stopAndRestoreFile(t, next, h.s3)), next.Acked())
 }
 
 // The bucket is away at the start: the app runs all the same, and nothing is

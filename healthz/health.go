@@ -29,6 +29,7 @@ type Health struct {
 	problem string // the newest failure, until a success
 	failure string // why the phase is Failed
 	follows bool   // another instance replicates
+	lease   func() Lease
 	drill   string // why the replica could not be restored when that was last tried
 	drilled time.Duration
 }
@@ -38,6 +39,7 @@ func New(cfg Config) *Health {
 	return &Health{
 		cfg:    cfg,
 		now:    time.Now,
+		lease:  func() Lease { return Lease{State: "off"} },
 		meters: newMeters(),
 		s: Status{
 			Phase:     Starting,
@@ -45,7 +47,6 @@ func New(cfg Config) *Health {
 			DBPath:    cfg.DBPath,
 			Replica:   cfg.Replica,
 			Restore:   Restore{State: RestoreNone},
-			Lease:     Lease{State: "off"},
 			Processes: []Process{},
 			Version:   cfg.Version,
 		},
@@ -150,11 +151,17 @@ func (h *Health) Following(follows bool) {
 	h.follows = follows
 }
 
-// Lease records how the lease of the replica stands.
+// Lease records how the lease of the replica stands, until it is called again.
 func (h *Health) Lease(is Lease) {
+	h.LeaseBy(func() Lease { return is })
+}
+
+// LeaseBy records who knows how the lease stands. ask is called for each answer: a
+// lease also ends by time alone, and maybe while this process stood still.
+func (h *Health) LeaseBy(ask func() Lease) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.s.Lease = is
+	h.lease = ask
 }
 
 // Verified records the outcome of a drill: that the replica was restored and
@@ -181,8 +188,13 @@ func (h *Health) Process(p Process, gone bool) {
 // Status returns what /healthz would answer now.
 func (h *Health) Status() Status {
 	h.mu.Lock()
+	ask := h.lease
+	h.mu.Unlock()
+	lease := ask()
+	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.s
+	s.Lease = lease
 	s.Healthy, s.HealthError = true, nil
 	if why := h.unhealthy(h.now()); why != "" {
 		s.Healthy, s.HealthError = false, &why

@@ -186,3 +186,23 @@ func TestMetricsOfTheDashboard(t *testing.T) {
 		}
 	}
 }
+
+// A lease may have ended while the process stood still: each answer asks anew.
+func TestTheLeaseIsAskedForEachAnswer(t *testing.T) {
+	h := enabled()
+	if s := h.Status().Lease; s != (Lease{State: "off"}) {
+		t.Errorf("at first it is %v", s)
+	}
+	is := Lease{State: "held", Epoch: 3}
+	h.LeaseBy(func() Lease { return is })
+	for _, state := range []string{"held", "lapsed"} {
+		is.State = state
+		if s := h.Status().Lease; s != is {
+			t.Errorf("%v, not %v", s, is)
+		}
+	}
+	h.Lease(Lease{State: "following", Holder: "the other"})
+	if s := h.Status().Lease; s != (Lease{State: "following", Holder: "the other"}) {
+		t.Errorf("%v of a follower", s)
+	}
+}

@@ -123,6 +123,17 @@ func (l *Lease) Do(ctx context.Context, f func(ctx context.Context) error) error
 	return err
 }
 
+// Valid returns nil while something may be written: what the replica has been seen to
+// have before is by us then, or from before us. Else the error is a *NotHeldError or a
+// *LostError. Where no lease can be had it is nil.
+func (l *Lease) Valid() error {
+	if l.State().Name == Unsupported {
+		return nil
+	}
+	_, usable := l.fence.context()
+	return l.barred(usable)
+}
+
 // barred returns why nothing may be written now, or nil.
 func (l *Lease) barred(usable bool) error {
 	if usable && l.isOpen() > 0 {
@@ -162,15 +173,8 @@ type reader struct {
 	lease *Lease
 }
 
-func (r reader) check() error {
-	if r.lease.State().Name == Unsupported {
-		return nil
-	}
-	return r.lease.barred(true)
-}
-
 func (r reader) Read(p []byte) (int, error) {
-	if err := r.check(); err != nil {
+	if err := r.lease.Valid(); err != nil {
 		return 0, err
 	}
 	return r.r.Read(p)
@@ -183,7 +187,7 @@ type readerAt struct {
 }
 
 func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
-	if err := r.check(); err != nil {
+	if err := r.lease.Valid(); err != nil {
 		return 0, err
 	}
 	return r.at.ReadAt(p, off)
