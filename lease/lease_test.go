@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,14 +105,15 @@ func take(t *testing.T, l *Lease, within time.Duration) error {
 	return l.Take(ctx)
 }
 
+// do writes nothing, and looks at the replica afterwards.
 func do(l *Lease) error {
-	return l.Do(context.Background(), func(context.Context) error { return nil })
+	return cmp.Or(l.Do(context.Background(), func(context.Context) error { return nil }), l.Valid())
 }
 
 func TestTakeAndRelease(t *testing.T) {
 	s := &shelf{}
 	first, second := testLease(t, s, nil), testLease(t, s, nil)
-	if err := do(first); err == nil {
+	if err := do(first); err == nil || first.Valid() == nil {
 		t.Error("something was uploaded before the lease was taken")
 	}
 	if err := take(t, first, 5*time.Second); err != nil {
@@ -125,13 +127,13 @@ func TestTakeAndRelease(t *testing.T) {
 	if err := do(first); err != nil {
 		t.Errorf("the first: %v", err)
 	}
-	if err := do(second); !errors.As(err, &held) {
+	if err := do(second); !errors.As(err, &held) || !errors.As(second.Valid(), &held) {
 		t.Errorf("the second's upload: %v", err)
 	}
 	if err := first.Release(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if err := do(first); err == nil {
+	if err := do(first); err == nil || first.Valid() == nil {
 		t.Error("something was uploaded after the lease was given back")
 	}
 	start := time.Now()
@@ -371,7 +373,7 @@ func TestLapse(t *testing.T) {
 	if err := <-long; !errors.As(err, &not) || !errors.Is(err, errAway) {
 		t.Errorf("the upload: %v", err)
 	}
-	if err := do(l); !errors.As(err, &not) {
+	if err := do(l); !errors.As(err, &not) || !errors.As(l.Valid(), &not) {
 		t.Errorf("the next: %v", err)
 	}
 	if got := l.State(); got.Name != Lapsed {
@@ -409,7 +411,7 @@ func TestLost(t *testing.T) {
 	if err := <-ended; !errors.As(err, &lost) || lost.By != "elsewhere, epoch 7" {
 		t.Errorf("Keep: %v", err)
 	}
-	if err := do(l); !errors.As(err, &lost) {
+	if err := do(l); !errors.As(err, &lost) || !errors.As(l.Valid(), &lost) {
 		t.Errorf("an upload: %v", err)
 	}
 	if err := l.Release(context.Background()); err != nil {
