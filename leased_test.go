@@ -173,13 +173,10 @@ func TestWhoStoodStillClaimsNothing(t *testing.T) {
 		return nil
 	})
 	asked := make(chan string, 1)
-	ready := make(chan struct{})
 	go func() {
-		close(ready)
 		code, said, wrong := testbed.Run(t, []string{"SLASHA_DB_PATH=" + h.volume["a"]}, 20*time.Second, testbed.SlashaInit(t), "sync", "--timeout", "10s")
 		asked <- fmt.Sprintf("exit %d: %s%s", code, said, wrong)
 	}()
-	<-ready
 	old.Signal(syscall.SIGTERM)
 	old.Signal(syscall.SIGCONT)
 	// Whether it is told first that it has to stop or that the lease is lost is open.

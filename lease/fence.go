@@ -123,8 +123,8 @@ func (l *Lease) Do(ctx context.Context, f func(ctx context.Context) error) error
 	return err
 }
 
-// Valid returns nil while something may be written: what the replica has been seen to
-// have before is by us then, or from before us. Else the error is a *NotHeldError or a
+// Valid returns nil while something may be written. All that was read of the replica
+// until then is ours, or older than our lease. Else the error is a *NotHeldError or a
 // *LostError. Where no lease can be had it is nil.
 func (l *Lease) Valid() error {
 	if l.State().Name == Unsupported {
