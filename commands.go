@@ -22,10 +22,11 @@ import (
 
 	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/internal/durable"
+	"github.com/slashacom/slasha-init/internal/logs"
 	"github.com/slashacom/slasha-init/lineage"
 	"github.com/slashacom/slasha-init/lock"
+	"github.com/slashacom/slasha-init/replica/storage"
 	"github.com/slashacom/slasha-init/restore"
-	"github.com/slashacom/slasha-init/storage"
 )
 
 // dispatch runs the command that the first argument names. Only the first can:
@@ -85,10 +86,10 @@ func restoreCommand(args, environ []string) int {
 	if cfg.Now {
 		return restoreNow(cfg)
 	}
-	out := newPatientWriter(os.Stderr)
-	out.hide(cfg.Secrets())
-	defer out.flush(500 * time.Millisecond)
-	log := newLogger(out, cfg)
+	out := logs.NewWriter(os.Stderr)
+	out.Hide(cfg.Secrets())
+	defer out.Flush(500 * time.Millisecond)
+	log := logs.New(out, cfg.Log)
 	if err := restoreTo(cfg, log, out); err != nil {
 		fmt.Fprintf(out, "slasha-init: %v\n", err)
 		var stopped *stoppedError

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -14,9 +13,10 @@ import (
 
 	"github.com/superfly/ltx"
 
+	"github.com/slashacom/slasha-init/internal/logs"
+	"github.com/slashacom/slasha-init/replica/storage"
 	"github.com/slashacom/slasha-init/restore"
 	"github.com/slashacom/slasha-init/restore/check"
-	"github.com/slashacom/slasha-init/storage"
 )
 
 // Config is what the flags and the environment ask for, judged. Its fields have
@@ -52,8 +52,7 @@ type Config struct {
 
 	HealthAddr    string // "" serves nothing
 	ControlSocket string // "" serves nothing
-	LogFormat     string
-	LogLevel      slog.Level
+	Log           logs.Config
 
 	// Of single commands.
 	Output    string
@@ -115,7 +114,7 @@ type configError struct {
 func (e *configError) Error() string {
 	lines := make([]string, len(e.problems))
 	for i, p := range e.problems {
-		lines[i] = "slasha-init: " + redact(p.String(), e.secrets)
+		lines[i] = "slasha-init: " + logs.Redact(p.String(), e.secrets)
 	}
 	return strings.Join(lines, "\n")
 }
@@ -532,11 +531,11 @@ func (c *Config) readLog(s *source) {
 	if format.value != "text" && format.value != "json" {
 		s.complain(option{name: "log-format"}, format, "must be text or json")
 	}
-	c.LogFormat = format.value
+	c.Log.Format = format.value
 	level := s.get("log-level")
 	switch level.value {
 	case "debug", "info", "warn", "error":
-		_ = c.LogLevel.UnmarshalText([]byte(level.value)) // these four can't fail
+		_ = c.Log.Level.UnmarshalText([]byte(level.value)) // these four can't fail
 	default:
 		s.complain(option{name: "log-level"}, level, "must be debug, info, warn or error")
 	}

@@ -16,9 +16,9 @@ import (
 
 	"github.com/slashacom/slasha-init/control"
 	"github.com/slashacom/slasha-init/healthz"
-	"github.com/slashacom/slasha-init/lease"
+	"github.com/slashacom/slasha-init/replica/lease"
+	"github.com/slashacom/slasha-init/replica/storage"
 	"github.com/slashacom/slasha-init/replicate"
-	"github.com/slashacom/slasha-init/storage"
 )
 
 // What instances on different volumes agree on, by a lease in the bucket: who may

@@ -20,9 +20,10 @@ import (
 
 	"github.com/slashacom/slasha-init/control"
 	"github.com/slashacom/slasha-init/healthz"
-	"github.com/slashacom/slasha-init/lease"
+	"github.com/slashacom/slasha-init/internal/logs"
+	"github.com/slashacom/slasha-init/replica/lease"
+	"github.com/slashacom/slasha-init/replica/storage"
 	"github.com/slashacom/slasha-init/replicate"
-	"github.com/slashacom/slasha-init/storage"
 	"github.com/slashacom/slasha-init/supervisor"
 )
 
@@ -54,7 +55,7 @@ func keepPrivate() {
 type life struct {
 	cfg    Config
 	sup    *supervisor.Supervisor
-	out    *patientWriter
+	out    *logs.Writer
 	log    *slog.Logger
 	health *healthz.Health
 	client *storage.Client // nil when backups are off
@@ -80,8 +81,8 @@ func run(args, environ []string) int {
 	// Signals and reaping first: whatever comes from now on is not lost.
 	parent := os.Getppid()
 	sup, err := supervisor.New()
-	out := newPatientWriter(os.Stderr)
-	defer out.flush(500 * time.Millisecond)
+	out := logs.NewWriter(os.Stderr)
+	defer out.Flush(500 * time.Millisecond)
 	if err != nil {
 		fmt.Fprintln(out, "slasha-init: "+err.Error())
 		return exitSystem
@@ -91,9 +92,9 @@ func run(args, environ []string) int {
 	if err != nil {
 		return tellConfig(out, err)
 	}
-	out.hide(cfg.Secrets())
-	l := &life{cfg: cfg, sup: sup, out: out, log: newLogger(out, cfg)}
-	slog.SetDefault(forLibrary(l.log, cfg.LogLevel))
+	out.Hide(cfg.Secrets())
+	l := &life{cfg: cfg, sup: sup, out: out, log: logs.New(out, cfg.Log)}
+	slog.SetDefault(logs.ForLibrary(l.log, cfg.Log.Level))
 	l.takeOrders(parent)
 	if len(cfg.Idle) > 0 {
 		l.log.Warn("backups are off, as neither --db-path nor --bucket is set; some settings have no effect", "settings", strings.Join(cfg.Idle, ", "))
@@ -267,7 +268,7 @@ func (l *life) explain(err error) (string, bool) {
 		return (&lease.NotHeldError{Err: errors.New(sentence)}).Error(), temporary
 	}
 	p := l.client.Explain(err)
-	return redact(p.Sentence, l.cfg.Secrets()), p.Temporary
+	return logs.Redact(p.Sentence, l.cfg.Secrets()), p.Temporary
 }
 
 // supervise runs the app until it ends or is told to.

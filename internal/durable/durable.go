@@ -9,22 +9,82 @@ import (
 	"path/filepath"
 )
 
+// Note is a small file of ours in a folder. The folder is opened for each use, and the
+// file is reached through it (see os.Root): a link in the folder leads to nowhere
+// outside. Whoever makes a Note knows its folder and name; whoever gets it, what is
+// written there.
+type Note struct{ path string }
+
+// NoteAt returns the note at a path. It opens nothing.
+func NoteAt(path string) Note { return Note{path} }
+
+// Path is where the note is.
+func (n Note) Path() string { return n.path }
+
+// Dir is the folder that the note is in.
+func (n Note) Dir() string { return filepath.Dir(n.path) }
+
+// Read returns what the note says. The error is fs.ErrNotExist where there is none.
+func (n Note) Read() (data []byte, err error) {
+	err = n.in(func(dir *os.Root, name string) error {
+		data, err = dir.ReadFile(name)
+		return err
+	})
+	return data, err
+}
+
+// Exists reports whether there is a note. One that can't be looked at counts as none.
+func (n Note) Exists() bool {
+	return n.in(func(dir *os.Root, name string) error {
+		_, err := dir.Stat(name)
+		return err
+	}) == nil
+}
+
+// Write replaces the note, or makes it, in a folder that exists. Everybody may read
+// it: no note holds a secret. See WriteFile for what a crash leaves.
+func (n Note) Write(data []byte) error { return WriteFile(n.path, data, 0o644) }
+
+// Remove removes the note. That there is none is no error.
+func (n Note) Remove() error {
+	err := n.in(func(dir *os.Root, name string) error { return dir.Remove(name) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (n Note) in(do func(dir *os.Root, name string) error) error { return in(n.path, do) }
+
+func in(path string, do func(dir *os.Root, name string) error) error {
+	dir, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(dir, filepath.Base(path)), dir.Close())
+}
+
 // WriteFile replaces the file at the path, or makes it, with the permissions perm
 // whatever the umask is. When it returns nil the contents and the name are on the
 // disk; on an error, and after a crash, the old file is there, or the new one. Two at
 // the same time are the caller's to prevent.
 //
-//	unlink path.tmp (of a crash, maybe of another user, or a link to elsewhere)
-//	open   path.tmp, which must be new
+//	open   the folder; what follows is relative to it
+//	unlink name.tmp (of a crash, maybe of another user, or a link to elsewhere)
+//	open   name.tmp, which must be new
 //	write, fchmod, fsync, close
-//	rename path.tmp, path
+//	rename name.tmp, name
 //	fsync  the folder
 func WriteFile(path string, data []byte, perm fs.FileMode) error {
-	tmp := path + ".tmp"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	return in(path, func(dir *os.Root, name string) error { return write(dir, name, data, perm) })
+}
+
+func write(dir *os.Root, name string, data []byte, perm fs.FileMode) error {
+	tmp := name + ".tmp"
+	if err := dir.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, perm)
+	f, err := dir.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, perm)
 	if err != nil {
 		return err
 	}
@@ -36,12 +96,20 @@ func WriteFile(path string, data []byte, perm fs.FileMode) error {
 		err = f.Sync()
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, os.Remove(tmp))
+		return errors.Join(err, dir.Remove(tmp))
 	}
-	if err := os.Rename(tmp, path); err != nil {
-		return errors.Join(err, os.Remove(tmp))
+	if err := dir.Rename(tmp, name); err != nil {
+		return errors.Join(err, dir.Remove(tmp))
 	}
-	return SyncDir(filepath.Dir(path))
+	return syncRoot(dir)
+}
+
+func syncRoot(dir *os.Root) error {
+	d, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // SyncDir returns when what was made, renamed and removed in a folder is on the disk.

@@ -52,3 +52,34 @@ func TestWriteFile(t *testing.T) {
 		t.Errorf("in a folder that is missing: %v", err)
 	}
 }
+
+func TestNote(t *testing.T) {
+	dir := t.TempDir()
+	n := NoteAt(filepath.Join(dir, "note"))
+	if _, err := n.Read(); !errors.Is(err, fs.ErrNotExist) || n.Exists() {
+		t.Errorf("a note that nobody wrote: %v", err)
+	}
+	if err := n.Remove(); err != nil {
+		t.Errorf("removing nothing: %v", err)
+	}
+	if err := n.Write([]byte("text")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := n.Read(); err != nil || string(got) != "text" || !n.Exists() {
+		t.Errorf("it says %q, %v", got, err)
+	}
+	if err := n.Remove(); err != nil || n.Exists() {
+		t.Errorf("it is there still: %v", err)
+	}
+	// A link that leads out of the folder is not read through.
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := errors.Join(os.WriteFile(secret, []byte("secret"), 0o600), os.Symlink(secret, n.Path())); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := n.Read(); err == nil {
+		t.Errorf("it says %q", got)
+	}
+	if n := NoteAt(filepath.Join(dir, "missing", "note")); n.Exists() || n.Remove() != nil {
+		t.Error("a note in a folder that is missing")
+	}
+}

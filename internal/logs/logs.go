@@ -1,4 +1,6 @@
-package main
+// Package logs is our own log, on stderr: where lines go, who waits for whom, and what
+// never gets into one.
+package logs
 
 import (
 	"bytes"
@@ -10,10 +12,16 @@ import (
 	"time"
 )
 
-// newLogger returns our own log, on w.
-func newLogger(w io.Writer, cfg Config) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
-	if cfg.LogFormat == "json" {
+// Config says how the log is written.
+type Config struct {
+	Format string // "text" or "json"
+	Level  slog.Level
+}
+
+// New returns our own log, on w.
+func New(w io.Writer, cfg Config) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: cfg.Level}
+	if cfg.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
@@ -26,9 +34,9 @@ type librarian struct {
 	least slog.Level
 }
 
-// forLibrary makes a logger for Litestream. Litestream takes slog's default at
+// ForLibrary makes a logger for Litestream. Litestream takes slog's default at
 // construction, so it must be set before anything of it is made.
-func forLibrary(l *slog.Logger, level slog.Level) *slog.Logger {
+func ForLibrary(l *slog.Logger, level slog.Level) *slog.Logger {
 	least := slog.LevelWarn
 	if level <= slog.LevelDebug {
 		least = slog.LevelDebug
@@ -48,9 +56,9 @@ func (h librarian) WithGroup(name string) slog.Handler {
 	return librarian{h.Handler.WithGroup(name), h.least}
 }
 
-// redact puts stars in the place of secrets. It is the last line of defence:
+// Redact puts stars in the place of secrets. It is the last line of defence:
 // nothing that is given to it should hold one.
-func redact(s string, secrets []string) string {
+func Redact(s string, secrets []string) string {
 	for _, secret := range secrets {
 		if len(secret) >= 4 { // less would black out ordinary words
 			s = strings.ReplaceAll(s, secret, "***")
@@ -59,10 +67,10 @@ func redact(s string, secrets []string) string {
 	return s
 }
 
-// patientWriter is a writer that never blocks for long: lines wait in memory
+// Writer never blocks for long: lines wait in memory
 // for a goroutine to write them, and are dropped when too many wait. A log
 // reader that is stuck or gone must not keep PID 1 from its work.
-type patientWriter struct {
+type Writer struct {
 	out io.Writer
 
 	mu      sync.Mutex
@@ -77,29 +85,30 @@ type patientWriter struct {
 // mostWaiting is how many lines may wait.
 const mostWaiting = 4096
 
-func newPatientWriter(out io.Writer) *patientWriter {
-	w := &patientWriter{out: out, more: make(chan struct{}, 1), idle: make(chan struct{})}
+// NewWriter returns a Writer to out. Flush it before the process ends.
+func NewWriter(out io.Writer) *Writer {
+	w := &Writer{out: out, more: make(chan struct{}, 1), idle: make(chan struct{})}
 	close(w.idle)
 	go w.loop()
 	return w
 }
 
-// hide keeps secrets out of everything that is written from now on.
-func (w *patientWriter) hide(secrets []string) {
+// Hide keeps secrets out of everything that is written from now on.
+func (w *Writer) Hide(secrets []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.secrets = secrets
 }
 
 // Write queues p. It never fails.
-func (w *patientWriter) Write(p []byte) (int, error) {
+func (w *Writer) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.queue) >= mostWaiting {
 		w.dropped++
 		return len(p), nil
 	}
-	line := []byte(redact(string(p), w.secrets))
+	line := []byte(Redact(string(p), w.secrets))
 	w.queue = append(w.queue, line)
 	if !w.busy {
 		w.busy = true
@@ -112,7 +121,7 @@ func (w *patientWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (w *patientWriter) loop() {
+func (w *Writer) loop() {
 	for range w.more {
 		for {
 			w.mu.Lock()
@@ -136,8 +145,8 @@ func (w *patientWriter) loop() {
 	}
 }
 
-// flush waits until all is written, or for at most the given time.
-func (w *patientWriter) flush(atMost time.Duration) {
+// Flush waits until all is written, or for at most the given time.
+func (w *Writer) Flush(atMost time.Duration) {
 	w.mu.Lock()
 	idle := w.idle
 	w.mu.Unlock()

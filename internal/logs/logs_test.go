@@ -1,4 +1,4 @@
-package main
+package logs
 
 import (
 	"bytes"
@@ -8,8 +8,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/slashacom/slasha-init/restore"
 )
 
 // stuck is a log reader that does not read until it is let go.
@@ -35,20 +33,20 @@ func (s *stuck) String() string {
 
 func TestALogReaderThatIsStuckHoldsNobodyUp(t *testing.T) {
 	out := &stuck{release: make(chan struct{})}
-	w := newPatientWriter(out)
-	w.hide([]string{"made-up-secret", ""})
+	w := NewWriter(out)
+	w.Hide([]string{"made-up-secret", ""})
 	for range 2*mostWaiting + 100 { // the first batch may be as long as the queue
 		if _, err := io.WriteString(w, "a line with made-up-secret in it\n"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	began := time.Now()
-	w.flush(50 * time.Millisecond)
+	w.Flush(50 * time.Millisecond)
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("flush took %s", took)
 	}
 	close(out.release)
-	w.flush(10 * time.Second)
+	w.Flush(10 * time.Second)
 	said := out.String()
 	if !strings.Contains(said, "lines were dropped") || !strings.HasPrefix(said, "a line with *** in it\n") || strings.Contains(said, "made-up") {
 		t.Errorf("%d bytes, beginning with %q", len(said), said[:min(len(said), 100)])
@@ -58,23 +56,10 @@ func TestALogReaderThatIsStuckHoldsNobodyUp(t *testing.T) {
 func TestLibraryLogsFromWarningsUp(t *testing.T) {
 	var b bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&b, nil))
-	lib := forLibrary(log, slog.LevelInfo)
+	lib := ForLibrary(log, slog.LevelInfo)
 	lib.Info("its inner life")
 	lib.With("x", 1).WithGroup("g").Warn("news")
 	if s := b.String(); strings.Contains(s, "inner") || !strings.Contains(s, "news") || !strings.Contains(s, "from=litestream") {
 		t.Errorf("%q", s)
-	}
-}
-
-func TestDrawBar(t *testing.T) {
-	for want, p := range map[string]restore.Progress{
-		"[..............................]   0%  0 B of 0 B  0 B/s":                      {},
-		"[###############...............]  50%  5.0 MB of 10.0 MB  2.5 MB/s  2s left":   {BytesDone: 5e6, BytesTotal: 10e6, Took: 2 * time.Second},
-		"[##############################] 100%  10.0 MB of 10.0 MB  10.0 MB/s  0s left": {BytesDone: 10e6, BytesTotal: 10e6, Took: time.Second},
-		"[##############################] 100%  11.0 MB of 10.0 MB  11.0 MB/s  0s left": {BytesDone: 11e6, BytesTotal: 10e6, Took: time.Second},
-	} {
-		if got := drawBar(p); got != want {
-			t.Errorf("%q, want %q", got, want)
-		}
 	}
 }
