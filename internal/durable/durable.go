@@ -13,10 +13,17 @@ import (
 // file is reached through it (see os.Root): a link in the folder leads to nowhere
 // outside. Whoever makes a Note knows its folder and name; whoever gets it, what is
 // written there.
-type Note struct{ path string }
+type Note struct {
+	path string
+	room func() error // makes the folder; nil where it exists
+}
 
-// NoteAt returns the note at a path. It opens nothing.
-func NoteAt(path string) Note { return Note{path} }
+// NoteAt returns the note at a path, in a folder that exists. It opens nothing.
+func NoteAt(path string) Note { return Note{path: path} }
+
+// Making returns the note in a folder that need not exist: room makes it, and is
+// called before each write.
+func (n Note) Making(room func() error) Note { return Note{n.path, room} }
 
 // Path is where the note is.
 func (n Note) Path() string { return n.path }
@@ -41,9 +48,16 @@ func (n Note) Exists() bool {
 	}) == nil
 }
 
-// Write replaces the note, or makes it, in a folder that exists. Everybody may read
-// it: no note holds a secret. See WriteFile for what a crash leaves.
-func (n Note) Write(data []byte) error { return WriteFile(n.path, data, 0o644) }
+// Write replaces the note, or makes it. Everybody may read it: no note holds a secret.
+// See WriteFile for what a crash leaves.
+func (n Note) Write(data []byte) error {
+	if n.room != nil {
+		if err := n.room(); err != nil {
+			return err
+		}
+	}
+	return WriteFile(n.path, data, 0o644)
+}
 
 // Remove removes the note. That there is none is no error.
 func (n Note) Remove() error {

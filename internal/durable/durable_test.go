@@ -82,4 +82,9 @@ func TestNote(t *testing.T) {
 	if n := NoteAt(filepath.Join(dir, "missing", "note")); n.Exists() || n.Remove() != nil {
 		t.Error("a note in a folder that is missing")
 	}
+	deep := filepath.Join(dir, "made", "note")
+	made := NoteAt(deep).Making(func() error { return os.MkdirAll(filepath.Dir(deep), 0o755) })
+	if err := made.Write(nil); err != nil || !made.Exists() {
+		t.Errorf("a note in a folder that is made for it: %v", err)
+	}
 }
