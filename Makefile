@@ -55,7 +55,7 @@ conformance: setup ## examine us and other inits as PID 1, and write docs/pid1.m
 .PHONY: faults
 faults: setup tools ## let the bucket fail in every way under every workload, and write docs/faults.md
 	@$(MAKE) --no-print-directory binaries
-	SLASHA_FAULTS=all SLASHA_FAULTS_OUTAGE=2m go test -v -count=1 -run '^TestFaults$$' -timeout 60m .
+	SLASHA_FAULTS=all SLASHA_FAULTS_OUTAGE=2m go test -v -count=1 -run '^TestFaults$$' -timeout 60m ./e2e
 
 .PHONY: bench
 bench: setup $(CACHE)/litestream ## start and memory, compared with tini, dumb-init and litestream
@@ -66,12 +66,12 @@ bench: setup $(CACHE)/litestream ## start and memory, compared with tini, dumb-i
 .PHONY: bench-replicate
 bench-replicate: setup tools ## replication compared with litestream's, on a bucket 30 ms away (takes a quarter of an hour)
 	@$(MAKE) --no-print-directory binaries
-	go test -run '^$$' -bench '^BenchmarkReplicate$$' -benchtime 1x -timeout 30m . -args -replicate-table $(CURDIR)/.cache/bench-replicate.md
+	go test -run '^$$' -bench '^BenchmarkReplicate$$' -benchtime 1x -timeout 30m ./e2e -args -replicate-table $(CURDIR)/.cache/bench-replicate.md
 
 .PHONY: bench-restore
 bench-restore: setup tools ## restores compared with litestream's and a plain download (takes half an hour)
 	@$(MAKE) --no-print-directory binaries
-	go test -run '^$$' -bench '^BenchmarkRestore$$' -benchtime 1x -timeout 60m . -table .cache/bench-restore.md
+	go test -run '^$$' -bench '^BenchmarkRestore$$' -benchtime 1x -timeout 60m ./e2e -args -table $(CURDIR)/.cache/bench-restore.md
 
 .PHONY: lint
 lint: $(addprefix $(CACHE)/,$(LINTERS)) ## vet, staticcheck and the linter

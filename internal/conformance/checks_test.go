@@ -103,7 +103,7 @@ func (p *run) defended(sig syscall.Signal) {
 		if exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.init)); filepath.Base(exe) != filepath.Base(p.r.path) {
 			return errors.New("not executed yet")
 		}
-		if len(children(p.init)) > 0 {
+		if len(testbed.Children(p.init)) > 0 {
 			return nil
 		}
 		for _, line := range strings.Split(string(b), "\n") {
@@ -647,8 +647,8 @@ func same(key, want, script string) func(*rig) {
 func (p *run) noZombies() {
 	p.r.until("no zombie", func() error {
 		n := 0
-		for _, pid := range children(p.init) {
-			if field(pid, 3) == "Z" {
+		for _, pid := range testbed.Children(p.init) {
+			if testbed.Stat(pid, 3) == "Z" {
 				n++
 			}
 		}
@@ -662,7 +662,7 @@ func (p *run) noZombies() {
 // onlyTheApp waits until the init has one child left, and no zombie.
 func (p *run) onlyTheApp() {
 	p.r.until("only the app is left", func() error {
-		if list := children(p.init); len(list) != 1 {
+		if list := testbed.Children(p.init); len(list) != 1 {
 			return fmt.Errorf("%d children", len(list))
 		}
 		return nil
@@ -682,7 +682,7 @@ func (p *run) executed(name string) error {
 // gone waits until the init itself has ended, whoever lives on.
 func (p *run) gone() {
 	p.r.until("the init ends", func() error {
-		if state := field(p.init, 3); state != "" && state != "Z" {
+		if state := testbed.Stat(p.init, 3); state != "" && state != "Z" {
 			return errors.New("it does not")
 		}
 		return nil

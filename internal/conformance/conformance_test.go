@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -109,20 +108,10 @@ func title(s subject) string {
 	return s.name
 }
 
-// save writes the results into the document, below the line that marks them.
+// save writes the results into the document.
 func save(t *testing.T, all []subject, table string, results []result) {
-	file := filepath.Join(testbed.Root(), "docs", "pid1.md")
-	old, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const line = "<!-- make conformance writes what follows -->\n"
-	head, _, found := strings.Cut(string(old), line)
-	if !found {
-		t.Fatalf("%s has no line %q", file, line)
-	}
 	var b strings.Builder
-	b.WriteString(head + line + "\n" + table + "\n| check |")
+	b.WriteString("\n" + table + "\n| check |")
 	for _, s := range all {
 		b.WriteString(" " + s.name + " |")
 	}
@@ -148,9 +137,7 @@ func save(t *testing.T, all []subject, table string, results []result) {
 		}
 	}
 	b.WriteString("\n## What was seen where a peer fails\n\n" + told.String())
-	if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testbed.WriteDocument(t, "pid1.md", "conformance", b.String())
 }
 
 // verdict is a cell of the table, and what was seen.

@@ -202,7 +202,7 @@ func (r *rig) adopt(p *testbed.Process) *run {
 	run := &run{Process: p, r: r, init: p.Cmd.Process.Pid}
 	if r.pid1 {
 		r.until("PID 1 is there", func() error {
-			children := children(p.Cmd.Process.Pid)
+			children := testbed.Children(p.Cmd.Process.Pid)
 			if len(children) == 0 {
 				select {
 				case <-p.Done():
@@ -267,35 +267,6 @@ func (p *run) ends(want int) {
 	}
 }
 
-// children lists the children that the threads of a process have, zombies too.
-func children(pid int) []int {
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	var list []int
-	for _, file := range tasks {
-		b, _ := os.ReadFile(file)
-		for _, f := range strings.Fields(string(b)) {
-			if n, err := strconv.Atoi(f); err == nil {
-				list = append(list, n)
-			}
-		}
-	}
-	return list
-}
-
-// field returns a field of /proc/PID/stat, counted as in proc(5) from 1, for
-// those behind the name.
-func field(pid, n int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return ""
-	}
-	rest := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(rest) < n-2 {
-		return ""
-	}
-	return rest[n-3]
-}
-
 // marked lists the live processes that the check has started.
 func (r *rig) marked() []int {
 	procs, _ := filepath.Glob("/proc/[0-9]*/environ")
@@ -305,7 +276,7 @@ func (r *rig) marked() []int {
 		if err != nil || !strings.Contains(string(b), r.mark) {
 			continue
 		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && field(pid, 3) != "Z" {
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && testbed.Stat(pid, 3) != "Z" {
 			list = append(list, pid)
 		}
 	}

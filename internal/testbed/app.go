@@ -3,6 +3,8 @@ package testbed
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"io"
 	"net"
 	"net/http"
 	"regexp"
@@ -73,10 +75,23 @@ func (c *Container) WaitHealth(atMost time.Duration, ok func(healthz.Status) err
 	return last
 }
 
-// Get asks a page and returns its status code and body's head.
+// Get asks a page and returns its status code and headers.
 func (c *Container) Get(method, path string) (int, http.Header) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	code, head, _ := c.page(method, path)
+	return code, head
+}
+
+// Metrics returns the metrics page.
+func (c *Container) Metrics() string {
+	c.t.Helper()
+	_, _, body := c.page(http.MethodGet, "/metrics")
+	return body
+}
+
+func (c *Container) page(method, path string) (code int, head http.Header, body string) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, "http://"+c.HealthAddr+path, http.NoBody)
 	if err != nil {
@@ -86,8 +101,11 @@ func (c *Container) Get(method, path string) (int, http.Header) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	_ = res.Body.Close()
-	return res.StatusCode, res.Header
+	b, err := io.ReadAll(res.Body)
+	if err := errors.Join(err, res.Body.Close()); err != nil {
+		c.t.Fatal(err)
+	}
+	return res.StatusCode, res.Header, string(b)
 }
 
 // Acked returns the ids of the entries whose commit the app saw return.

@@ -145,9 +145,14 @@ type Process struct {
 // environment, so that nothing of the machine's own gets in.
 func Start(t testing.TB, env []string, name string, args ...string) *Process {
 	t.Helper()
+	return StartCmd(t, Command(env, name, args...))
+}
+
+// Command prepares a program as Start does.
+func Command(env []string, name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent"}, env...)
-	return StartCmd(t, cmd)
+	return cmd
 }
 
 // StartCmd runs a prepared command until the test ends, as the leader of a

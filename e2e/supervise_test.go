@@ -1,4 +1,4 @@
-package main_test
+package e2e
 
 import (
 	"fmt"
@@ -173,8 +173,8 @@ func TestOurDeathTakesTheAppWithIt(t *testing.T) {
 	p.Signal(syscall.SIGKILL) // us alone, not the group
 	p.Wait(5 * time.Second)
 	testbed.Eventually(t, 5*time.Second, func() error {
-		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !strings.Contains(string(b), ") Z ") {
-			return fmt.Errorf("the app lives on: %s", b)
+		if testbed.Lives(pid) {
+			return fmt.Errorf("the app lives on: %s", testbed.Stat(pid, 3))
 		}
 		return nil
 	})

@@ -1,4 +1,4 @@
-package main_test
+package e2e
 
 import (
 	"database/sql"
@@ -11,14 +11,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
@@ -143,10 +140,7 @@ func (f *farBucket) lags(b *testing.B, commits []time.Time) (lags []time.Duratio
 // once, and b.N is not used.
 func BenchmarkReplicate(b *testing.B) {
 	var table strings.Builder
-	var u unix.Utsname
-	_ = unix.Uname(&u)
-	fmt.Fprintf(&table, "%s/%s, %d CPUs, Linux %s, %s\n\n| | slasha-init | litestream 0.5.18 | litestream 0.3.14 |\n|---|---|---|---|\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(),
-		unix.ByteSliceToString(u.Release[:]), time.Now().UTC().Format(time.DateOnly))
+	fmt.Fprintf(&table, "%s, %s\n\n| | slasha-init | litestream 0.5.18 | litestream 0.3.14 |\n|---|---|---|---|\n", testbed.Machine(), time.Now().UTC().Format(time.DateOnly))
 	alone := saturate(b, openBench(b, filepath.Join(b.TempDir(), "app.db")))
 	rows := make(map[string][]string)
 	var order []string
@@ -244,7 +238,7 @@ func replicateWith(b *testing.B, name string, alone throughput) (figures [][2]st
 	idle := seconds(60)
 	<-time.After(idle)
 	figure("idle: CPU, ms in a second", "%.2f", float64((cpuTime(b, p.Cmd.Process.Pid)-cpu).Milliseconds())/idle.Seconds())
-	figure("idle: resident memory", "%d MiB", statusKiB(b, p.Cmd.Process.Pid, "VmRSS:")>>10)
+	figure("idle: resident memory", "%d MiB", statusKiB(p.Cmd.Process.Pid, "VmRSS:")>>10)
 
 	got := saturate(b, db)
 	figure("as fast as it can: commits a second", "%.0f (%.2f of alone)", got.rate, got.rate/alone.rate)
@@ -309,7 +303,7 @@ func snapshotWith(b *testing.B, name string) (figures [][2]string) {
 	}
 	commits = nil
 	until("the snapshot's end", func() bool { _, w := far.snapshots(); return w > whole && len(commits) > 0 })
-	peak := statusKiB(b, p.Cmd.Process.Pid, "VmHWM:")
+	peak := statusKiB(p.Cmd.Process.Pid, "VmHWM:")
 	lags := far.lags(b, commits)
 	p.Kill()
 	srv.Down()
@@ -346,25 +340,16 @@ func saturate(b *testing.B, db *sql.DB) (t throughput) {
 // 10 ms.
 func cpuTime(b *testing.B, pid int) time.Duration {
 	b.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		b.Fatal(err)
-	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 	var user, system int64
-	if _, err := fmt.Sscan(fields[11]+" "+fields[12], &user, &system); err != nil {
+	if _, err := fmt.Sscan(testbed.Stat(pid, 14)+" "+testbed.Stat(pid, 15), &user, &system); err != nil {
 		b.Fatal(err)
 	}
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-// statusKiB is a line of proc_pid_status(5).
-func statusKiB(b *testing.B, pid int, line string) (kib int64) {
-	b.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		b.Fatal(err)
-	}
+// statusKiB is a line of proc_pid_status(5), or 0 when there is no such process.
+func statusKiB(pid int, line string) (kib int64) {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	_, rest, _ := strings.Cut(string(text), line)
 	_, _ = fmt.Sscan(rest, &kib)
 	return kib

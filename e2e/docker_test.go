@@ -1,4 +1,4 @@
-package main_test
+package e2e
 
 import (
 	"errors"
@@ -109,8 +109,7 @@ func TestInDocker(t *testing.T) {
 	if code := c.Wait(30 * time.Second); code != 0 {
 		t.Errorf("exit %d", code)
 	}
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
+	restored := restoreOfficially(t, s3)
 	wantAll(t, testbed.Entries(t, restored), append(acked, c.Acked()...))
 }
 
@@ -290,8 +289,7 @@ func TestDockerRestartPolicy(t *testing.T) {
 	if acked := strings.Count(log, "ack "); acked != 15 || strings.Contains(log, "msg=restored") {
 		t.Errorf("%d commits; log:\n%s", acked, log)
 	}
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
+	restored := restoreOfficially(t, s3)
 	if n := len(testbed.Entries(t, restored)); n != 15 {
 		t.Errorf("%d entries in the replica", n)
 	}

@@ -1,9 +1,8 @@
-package main_test
+package e2e
 
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -161,30 +160,4 @@ func TestAnAppThatHoldsAReadTransaction(t *testing.T) {
 	h := startHabit(t, "--every", "5ms", "--size", "20000", "--random", "--hold")
 	h.WaitAcked(600, time.Minute) // 12 MB; checkpoints are tried from 4 MB on
 	h.finish(t)
-}
-
-// A database that is deleted under the app can't be backed up any more: health says
-// that in so many words, and a stop does not wait for it.
-func TestADatabaseThatIsDeleted(t *testing.T) {
-	s3, vol := testbed.StartS3(t), newVolume(t)
-	db := vol.db(t)
-	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--every", "20ms", "--persist")...)
-	c.WaitAcked(10, 20*time.Second)
-	c.WaitHealth(20*time.Second, healthy)
-	for _, suffix := range []string{"", "-wal", "-shm"} {
-		if err := os.Remove(db + suffix); err != nil {
-			t.Fatal(err)
-		}
-	}
-	c.WaitHealth(20*time.Second, func(s healthz.Status) error {
-		if s.Healthy || !strings.Contains(text(s.HealthError), "was deleted while the app had it open") {
-			return fmt.Errorf("healthy %v, %s", s.Healthy, text(s.HealthError))
-		}
-		return nil
-	})
-	began := time.Now()
-	c.Signal(syscall.SIGTERM)
-	if code := c.Wait(20 * time.Second); code != 70 || time.Since(began) > 5*time.Second {
-		t.Errorf("exit %d after %s", code, time.Since(began))
-	}
 }

@@ -1,4 +1,4 @@
-package main_test
+package e2e
 
 import (
 	"context"
@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -54,10 +53,7 @@ type restoreCase struct {
 func BenchmarkRestore(b *testing.B) {
 	large := *benchMB << 10
 	var table strings.Builder
-	var u unix.Utsname
-	_ = unix.Uname(&u)
-	fmt.Fprintf(&table, "%s/%s, %d CPUs, Linux %s, medians of %d rounds in turn, %s\n\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(),
-		unix.ByteSliceToString(u.Release[:]), *benchRounds, time.Now().UTC().Format(time.DateOnly))
+	fmt.Fprintf(&table, "%s, medians of %d rounds in turn, %s\n\n", testbed.Machine(), *benchRounds, time.Now().UTC().Format(time.DateOnly))
 	table.WriteString("| replica | over | | time, s | ours is faster by | peak memory, MiB |\n|---|---|---|---|---|---|\n")
 	// Twice the size is for how our own memory grows. Of 20,000 files litestream
 	// 0.5.18 opens every one at once, which here ends the S3 server.
@@ -173,11 +169,7 @@ func peak(b *testing.B, env []string, name string, args ...string) (kib int64) {
 	b.Helper()
 	p := testbed.Start(b, env, name, args...)
 	for {
-		if status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Cmd.Process.Pid)); err == nil {
-			if _, rest, ok := strings.Cut(string(status), "VmHWM:"); ok {
-				_, _ = fmt.Sscan(rest, &kib)
-			}
-		}
+		kib = max(kib, statusKiB(p.Cmd.Process.Pid, "VmHWM:"))
 		select {
 		case <-p.Done():
 			if code := p.Wait(time.Second); code != 0 {

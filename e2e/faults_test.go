@@ -1,27 +1,21 @@
-package main_test
+package e2e
 
 import (
 	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
@@ -66,7 +60,8 @@ func toxic(kind string, attributes map[string]any, streams ...string) func(*road
 	}
 }
 
-func heal(r *road)   { r.proxy.Heal() }
+func heal(r *road) { r.proxy.Heal() }
+
 func repair(r *road) { r.breaker.Heal() }
 
 // most is the share of the requests that a fault hits which leaves some alone. The
@@ -138,23 +133,6 @@ const atOnce = 7
 
 // maxLag is what the containers of these tests are given as --max-lag.
 const maxLag = 2 * time.Second
-
-// raced reports whether the binary has been built with the race detector.
-func raced() bool { return os.Getenv("SLASHA_TEST_BINARY") != "" }
-
-// chosenSeed is that of SLASHA_SEED, or any.
-func chosenSeed(t *testing.T) uint64 {
-	t.Helper()
-	s := os.Getenv("SLASHA_SEED")
-	if s == "" {
-		return rand.Uint64()
-	}
-	seed, err := strconv.ParseUint(s, 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return seed
-}
 
 func TestFaults(t *testing.T) {
 	seed := chosenSeed(t)
@@ -400,65 +378,9 @@ func faultTable(outcomes []outcome) string {
 	return b.String()
 }
 
-// saveFaults writes the table into the document, below the line that marks it.
+// saveFaults writes the table into the document.
 func saveFaults(t *testing.T, table string, seed uint64, outage, took time.Duration) {
 	t.Helper()
-	file := filepath.Join(testbed.Root(), "docs", "faults.md")
-	old, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const line = "<!-- make faults writes what follows -->\n"
-	head, _, found := strings.Cut(string(old), line)
-	if !found {
-		t.Fatalf("%s has no line %q", file, line)
-	}
-	var u unix.Utsname
-	_ = unix.Uname(&u)
-	text := fmt.Sprintf("%s%s\n%s/%s, %d CPUs, Linux %s, %s. Seed %d, %d cases at once, %s in all; the outage of minutes was of %s.\n\n%s", head, line,
-		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), unix.ByteSliceToString(u.Release[:]), time.Now().UTC().Format(time.DateOnly),
-		seed, atOnce, took.Round(time.Second), outage, table)
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// An upload whose answers were all lost has happened: the next list of the replica
-// shows that, and health tells it, although nothing more is uploaded.
-func TestAnUploadWhoseAnswerWasLost(t *testing.T) {
-	s3, vol := testbed.StartS3(t), newVolume(t)
-	road := testbed.StartBreaker(t, s3.Addr, 1)
-	db := vol.db(t)
-	hint := filepath.Join(vol.dir, "go on")
-	script := `"$0" worker --db "$1" --count 3 --every 0; until [ -e "$2" ]; do sleep 0.05; done; "$0" worker --db "$1" --count 1; sleep 600`
-	c := testbed.StartContainer(t, s3.Settings("http://"+road.Addr, db), "sh", "-c", script, testbed.Guestbook(t), db, hint)
-	c.WaitAcked(3, 20*time.Second)
-	allThere := func(s healthz.Status) error {
-		if s.TXID == nil || text(s.TXID) != text(s.ReplicaTXID) || s.PendingSince != nil {
-			return fmt.Errorf("%s here, %s in the replica, pending since %v", text(s.TXID), text(s.ReplicaTXID), s.PendingSince)
-		}
-		return healthy(s)
-	}
-	c.WaitHealth(20*time.Second, allThere)
-	road.LoseReplies(1, "PUT")
-	begun := time.Now()
-	if err := os.WriteFile(hint, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c.WaitAcked(4, 20*time.Second)
-	c.WaitHealth(40*time.Second, func(s healthz.Status) error {
-		if s.Healthy {
-			return errors.New("it is healthy")
-		}
-		return nil
-	})
-	road.Heal()
-	s := c.WaitHealth(40*time.Second, allThere)
-	// It is the moment at which the WAL was read for that upload, when the commit was
-	// written, and may not have returned yet.
-	if s.LastSyncedAt == nil || time.Time(*s.LastSyncedAt).Before(begun) {
-		t.Errorf("last synced at %v, and the last commit was made after %s", synced(sample{Status: s}), begun)
-	}
-	c.Signal(syscall.SIGTERM)
-	c.Wait(20 * time.Second)
+	testbed.WriteDocument(t, "faults.md", "faults", fmt.Sprintf("\n%s, %s. Seed %d, %d cases at once, %s in all; the outage of minutes was of %s.\n\n%s",
+		testbed.Machine(), time.Now().UTC().Format(time.DateOnly), seed, atOnce, took.Round(time.Second), outage, table))
 }

@@ -1,7 +1,6 @@
-package main_test
+package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,72 +16,7 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
-// hosts are volumes of the same app on several hosts, with one replica.
-type hosts struct {
-	t      *testing.T
-	s3     *testbed.S3
-	proxy  *testbed.Proxy
-	volume map[string]string // path of the database by host
-}
-
-func newHosts(t *testing.T, names ...string) *hosts {
-	h := &hosts{t: t, s3: testbed.StartS3(t), volume: make(map[string]string)}
-	h.proxy = testbed.StartProxy(t, h.s3.Addr)
-	for _, name := range names {
-		vol := newVolume(t)
-		h.volume[name] = vol.db(t)
-	}
-	return h
-}
-
-func (h *hosts) start(host string, app []string, more ...string) *testbed.Container {
-	h.t.Helper()
-	return testbed.StartContainer(h.t, append(append(h.s3.Settings(h.proxy.URL(), h.volume[host]), shortTTL), more...), app...)
-}
-
-// write lets the app on a host write so many entries, and returns what was said.
-func (h *hosts) write(host string, count, want int, more ...string) string {
-	h.t.Helper()
-	c := h.start(host, worker(h.t, h.volume[host], "--every", "0", "--count", fmt.Sprint(count)), more...)
-	if code := c.Wait(60 * time.Second); code != want {
-		h.t.Fatalf("%s: exit %d, not %d", host, code, want)
-	}
-	return c.Stderr.String()
-}
-
-func (h *hosts) entries(host string) int {
-	h.t.Helper()
-	return len(testbed.Entries(h.t, h.volume[host]))
-}
-
-// replicated counts what the official command restores.
-func (h *hosts) replicated() int {
-	h.t.Helper()
-	restored := filepath.Join(h.t.TempDir(), "restored.db")
-	h.s3.OfficialRestore(restored)
-	return len(testbed.Entries(h.t, restored))
-}
-
-// sameFiles looks whether each transaction that a host has captured is the very
-// one that the replica has: compaction takes those that are at hand for those.
-func (h *hosts) sameFiles(host string) {
-	h.t.Helper()
-	dir, name := filepath.Split(h.volume[host])
-	local, err := filepath.Glob(filepath.Join(dir, "."+name+"-litestream", "ltx", "0", "*.ltx"))
-	if err != nil || len(local) == 0 {
-		h.t.Fatalf("%v, %v", local, err)
-	}
-	for _, path := range local {
-		ours, err := os.ReadFile(path)
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		theirs, err := os.ReadFile(filepath.Join(h.s3.Dir, h.s3.Bucket, "apps/guestbook/0000", filepath.Base(path)))
-		if err != nil || !bytes.Equal(ours, theirs) {
-			h.t.Errorf("%s is not what the replica has: %v", path, err)
-		}
-	}
-}
+// Volumes that do not have what the replica has.
 
 // An app moves to another host and back: the volume that it left behind there is
 // stale. It is set aside, and the app goes on with what it wrote last.

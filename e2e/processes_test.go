@@ -1,10 +1,8 @@
-package main_test
+package e2e
 
 import (
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -13,6 +11,8 @@ import (
 
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
+
+// Which processes run, as whom, and how they are told to stop.
 
 // runApp runs a command under slasha-init, without backups.
 func runApp(t *testing.T, flags []string, command ...string) (code int, stdout, stderr string) {
@@ -141,11 +141,11 @@ func TestLogPrefix(t *testing.T) {
 }
 
 func TestUser(t *testing.T) {
-	needRoot(t)
+	testbed.NeedRoot(t)
 	// Not every user may enter the repository's folder.
 	dir := openDir(t)
 	probe := filepath.Join(dir, "probe")
-	copyFile(t, testbed.Probe(t), probe)
+	testbed.CopyFile(t, testbed.Probe(t), probe)
 	names := strings.Fields(testbed.MustRun(t, nil, 5*time.Second, "sh", "-c", "id -u nobody; id -g nobody; getent group daemon | cut -d: -f3"))
 	for user, want := range map[string][3]string{
 		"12345":         {"12345", "0", ""},
@@ -180,10 +180,10 @@ func TestUser(t *testing.T) {
 
 // As an ordinary user we can't become somebody else, and can stay who we are.
 func TestUserWithoutRoot(t *testing.T) {
-	needRoot(t)
+	testbed.NeedRoot(t)
 	dir := openDir(t)
 	binary := filepath.Join(dir, "slasha-init")
-	copyFile(t, testbed.SlashaInit(t), binary)
+	testbed.CopyFile(t, testbed.SlashaInit(t), binary)
 	as := func(user string) (int, string, string) {
 		return testbed.Run(t, nil, 10*time.Second, "setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", binary, "--health-addr=off", "--user="+user, "--", "id", "-u")
 	}
@@ -193,55 +193,6 @@ func TestUserWithoutRoot(t *testing.T) {
 		}
 	}
 	if code, _, stderr := as("0"); code != 78 || !strings.Contains(stderr, `--user "0": needs root, but slasha-init runs as uid 12345`) {
-		t.Errorf("exit %d, %s", code, stderr)
-	}
-}
-
-// openDir is a temporary folder that every user can enter.
-func openDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "slasha-init-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-// In an image of nothing a user is a number, and the restored database belongs
-// to whom its folder belongs to.
-func TestUserInAnEmptyRoot(t *testing.T) {
-	needRoot(t)
-	s3, root := testbed.StartS3(t), emptyRoot(t)
-	data := filepath.Join(root, "data")
-	settings := append(s3.Settings(s3.URL(), "/data/app.db"), "SLASHA_USER=12345:678")
-	for n := range 2 { // at the second time restored
-		if err := os.Chown(data, 12345, 678); err != nil {
-			t.Fatal(err)
-		}
-		c := startIsolated(t, settings, "chroot", root, "/slasha-init", "--", "/guestbook", "worker", "--db", "/data/app.db", "--count", "3")
-		if code := c.Wait(20 * time.Second); code != 0 {
-			t.Fatalf("exit %d", code)
-		}
-		if n == 1 && !strings.Contains(c.Stderr.String(), "msg=restored") {
-			t.Error("not restored")
-		}
-		var st syscall.Stat_t
-		if err := syscall.Stat(filepath.Join(data, "app.db"), &st); err != nil || st.Uid != 12345 || st.Gid != 678 {
-			t.Errorf("the database belongs to %d:%d, %v", st.Uid, st.Gid, err)
-		}
-		if err := os.RemoveAll(data); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Mkdir(data, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	code, _, stderr := testbed.Run(t, nil, 10*time.Second, "chroot", root, "/slasha-init", "--health-addr=off", "--user=nobody", "--", "/guestbook")
-	if code != 78 || !strings.Contains(stderr, `--user "nobody": can't be looked up in this image; write a number`) {
 		t.Errorf("exit %d, %s", code, stderr)
 	}
 }
@@ -279,7 +230,7 @@ func TestKillOnParentDeath(t *testing.T) {
 				return
 			}
 			testbed.Eventually(t, 10*time.Second, func() error {
-				if syscall.Kill(ours, 0) == nil && stateOf(ours) != 'Z' {
+				if testbed.Lives(ours) {
 					return fmt.Errorf("it lives on")
 				}
 				return nil
@@ -288,86 +239,5 @@ func TestKillOnParentDeath(t *testing.T) {
 				t.Errorf("the app got %s", read())
 			}
 		})
-	}
-}
-
-// stateOf returns the state of a process as in /proc.
-func stateOf(pid int) byte {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 'Z'
-	}
-	return b[strings.LastIndexByte(string(b), ')')+2]
-}
-
-// With the database there, the start does not wait for the bucket: here one that
-// takes connections and never says a word.
-func TestNothingWaitsForTheNetwork(t *testing.T) {
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = silent.Close() })
-	go func() {
-		for {
-			conn, err := silent.Accept()
-			if err != nil {
-				return
-			}
-			t.Cleanup(func() { _ = conn.Close() })
-		}
-	}()
-	s3 := testbed.StartS3(t)
-	db := newVolume(t).db(t)
-	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), testbed.Guestbook(t), "worker", "--db", db, "--count", "3")
-	if code := c.Wait(20 * time.Second); code != 0 {
-		t.Fatalf("exit %d", code)
-	}
-	c = testbed.StartContainer(t, append(s3.Settings("http://"+silent.Addr().String(), db), "SLASHA_STOP_TIMEOUT=1s"), testbed.Guestbook(t), "worker", "--db", db, "--count", "1")
-	c.Wait(20 * time.Second)
-	if n := len(c.Acked()); n != 1 {
-		t.Errorf("%d commits", n)
-	}
-	log := c.Stderr.String()
-	if started, tried := strings.Index(log, "msg=started"), strings.Index(log, "level=WARN"); started < 0 || (tried >= 0 && tried < started) {
-		t.Errorf("the app had to wait:\n%s", log)
-	}
-}
-
-// A stop signal during a wait for the bucket ends the wait at once.
-func TestStopDuringAWait(t *testing.T) {
-	db := newVolume(t).db(t)
-	refused := testbed.FreeAddr(t)
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
-		c := testbed.StartContainer(t, []string{
-			"SLASHA_DB_PATH=" + db, "SLASHA_BUCKET=none", "SLASHA_ENDPOINT=http://" + refused, "SLASHA_HEALTH_ADDR=127.0.0.1:0",
-			"SLASHA_ACCESS_KEY_ID=MADEUPKEY0000000000", "SLASHA_SECRET_ACCESS_KEY=made-up-secret",
-		}, "sh", "-c", "echo started")
-		c.Signal(sig)
-		began := time.Now()
-		if code := c.Wait(5 * time.Second); code != 128+int(sig) || c.Stdout.String() != "" {
-			t.Errorf("%s: exit %d, %q", sig, code, c.Stdout)
-		}
-		t.Logf("%s: %s", sig, time.Since(began).Round(time.Millisecond))
-	}
-	if names, _ := filepath.Glob(filepath.Join(filepath.Dir(db), "*")); len(names) != 0 {
-		t.Errorf("left behind: %v", names)
-	}
-}
-
-// Where we are not PID 1 because another init is, all is as it should be.
-func TestUnderAnotherInit(t *testing.T) {
-	needRoot(t)
-	if _, err := exec.LookPath("tini"); err != nil {
-		t.Skip("tini is not installed")
-	}
-	p := testbed.Start(t, nil, "unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "tini", "--",
-		testbed.SlashaInit(t), "--health-addr=off", "--", testbed.Probe(t), "orphans", "50")
-	testbed.WaitOutput(p, p.Stdout, "ready", 10*time.Second, testbed.Contains("ready"))
-	if err := syscall.Kill(childOf(t, p.Cmd.Process.Pid), syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if code := p.Wait(10 * time.Second); code != 7 {
-		t.Errorf("exit %d", code)
 	}
 }

@@ -1,4 +1,4 @@
-package main_test
+package e2e
 
 import (
 	"errors"
@@ -28,7 +28,7 @@ type disk struct {
 
 func newDisk(t *testing.T, size string) *disk {
 	t.Helper()
-	needRoot(t)
+	testbed.NeedRoot(t)
 	dir := t.TempDir()
 	holder := testbed.Start(t, nil, "unshare", "--mount", "sh", "-c", `mount -t tmpfs -o size="$1" tmpfs "$0" && echo mounted && exec sleep 1000`, dir, size)
 	testbed.WaitOutput(holder, holder.Stdout, "mounted", 10*time.Second, testbed.Contains("mounted"))
@@ -88,7 +88,7 @@ func (d *disk) entries() []testbed.Entry {
 	copied := filepath.Join(d.t.TempDir(), "app.db")
 	for _, suffix := range []string{"", "-wal"} {
 		if _, err := os.Stat(filepath.Join(d.path, "app.db"+suffix)); err == nil {
-			copyFile(d.t, filepath.Join(d.path, "app.db"+suffix), copied+suffix)
+			testbed.CopyFile(d.t, filepath.Join(d.path, "app.db"+suffix), copied+suffix)
 		}
 	}
 	return testbed.Entries(d.t, copied)
@@ -128,8 +128,7 @@ func TestABucketThatIsAwayForLong(t *testing.T) {
 	if said := c.Stderr.String(); strings.Contains(said, "stale") || strings.Contains(said, "msg=restored") {
 		t.Errorf("the log: %s", said)
 	}
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
+	restored := restoreOfficially(t, s3)
 	if got, live := testbed.Entries(t, restored), d.entries(); !slices.Equal(got, live) || len(live) < 100 {
 		t.Errorf("the replica has %d entries, the database %d", len(got), len(live))
 	}
@@ -185,8 +184,7 @@ func TestADropAfterSomeUploads(t *testing.T) {
 	if said := c.Stderr.String(); strings.Contains(said, "stale") || strings.Contains(said, "msg=restored") {
 		t.Errorf("the log: %s", said)
 	}
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
+	restored := restoreOfficially(t, s3)
 	if got, live := testbed.Entries(t, restored), d.entries(); !slices.Equal(got, live) || len(live) < 50 {
 		t.Errorf("the replica has %d entries, the database %d", len(got), len(live))
 	}

@@ -1,4 +1,4 @@
-package main_test
+package e2e
 
 import (
 	"errors"
@@ -35,7 +35,7 @@ func TestAWALThatWasResetUnseen(t *testing.T) {
 			})
 			h.proxy.Mend()
 			c.WaitHealth(30*time.Second, allSynced)
-			kept := testbed.Entries(t, stopAndRestoreFile(t, c, h.s3))
+			kept := testbed.Entries(t, stopCleanlyAndRestore(t, c, h.s3))
 			if live := testbed.Entries(t, h.volume["a"]); !slices.Equal(live, kept) {
 				t.Errorf("%d entries restored, %d live", len(kept), len(live))
 			}

@@ -1,9 +1,9 @@
-package main_test
+package e2e
 
 import (
+	"database/sql"
+	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,11 +14,36 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
-// command prepares a program with a nearly empty environment.
-func command(env []string, name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(name, args...)
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent"}, env...)
-	return cmd
+// chained is an entry of the sample app, with what it says of the one before.
+type chained struct {
+	id             int64
+	name, at, prev string
+}
+
+// history reads all rows of a database that nothing has open.
+func history(path string) (rows []chained, err error) {
+	db, err := sql.Open("sqlite3", "file:"+path+"?mode=rw")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	var check string
+	if err := db.QueryRow("PRAGMA integrity_check").Scan(&check); err != nil || check != "ok" {
+		return nil, fmt.Errorf("integrity_check: %q, %w", check, err)
+	}
+	found, err := db.Query("SELECT id, name, at, prev FROM entries ORDER BY id")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = found.Close() }()
+	for found.Next() {
+		var r chained
+		if err := found.Scan(&r.id, &r.name, &r.at, &r.prev); err != nil {
+			return nil, err
+		}
+		rows = append(rows, r)
+	}
+	return rows, found.Err()
 }
 
 // judgeEnd looks whether a container ended in one of the ways that its life

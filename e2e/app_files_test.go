@@ -1,4 +1,4 @@
-package main_test
+package e2e
 
 import (
 	"database/sql"
@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -16,21 +17,6 @@ import (
 )
 
 // What apps do to their database files, and what must come of it.
-
-// stopAndRestore stops the container and returns what the official command
-// restores.
-func stopAndRestore(t *testing.T, c *testbed.Container, s3 *testbed.S3) string {
-	t.Helper()
-	select {
-	case <-c.Done():
-	default:
-		c.Signal(syscall.SIGTERM)
-	}
-	c.Wait(10 * time.Second)
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
-	return restored
-}
 
 // Rule 8: Litestream's opening of an empty file would make it a database, with
 // SQLite's own page size and encoding, before the app can choose.
@@ -149,74 +135,86 @@ func TestAnAppThatOpensAndClosesAgainAndAgain(t *testing.T) {
 	wantAll(t, testbed.Entries(t, stopAndRestore(t, c, s3)), acked)
 }
 
-// An app may also work without ever making a database.
-func TestNoDatabaseAtAll(t *testing.T) {
-	s3, vol := testbed.StartS3(t), newVolume(t)
-	c := testbed.StartContainer(t, s3.Settings(s3.URL(), vol.db(t)), "sleep", "60")
-	s := c.WaitHealth(10*time.Second, healthy)
-	if s.LastSyncedAt != nil || s.TXID != nil {
-		t.Errorf("%+v", s)
+// A new page size: what was uploaded before can't be merged with what follows, and
+// a restore that begins with an older snapshot would fail. So the old line is
+// closed, and a snapshot is uploaded with the first change.
+func TestAChangedPageSize(t *testing.T) {
+	h := newHosts(t, "a", "b")
+	h.write("a", 200, 0)
+	db, err := sql.Open("sqlite3", "file:"+h.volume["a"])
+	if err != nil {
+		t.Fatal(err)
 	}
-	c.Signal(syscall.SIGTERM)
-	if code := c.Wait(5 * time.Second); code != 143 {
-		t.Errorf("exit %d", code)
-	}
-}
-
-// After a clean stop there is nothing to upload at the next start; what was
-// uploaded last is still told.
-func TestARestartWithNothingToUpload(t *testing.T) {
-	s3, vol := testbed.StartS3(t), newVolume(t)
-	db := vol.db(t)
-	settings := s3.Settings(s3.URL(), db)
-	c := testbed.StartContainer(t, settings, worker(t, db, "--count", "5", "--every", "0")...)
-	if code := c.Wait(10 * time.Second); code != 0 {
-		t.Fatalf("exit %d", code)
-	}
-	between := time.Now()
-	c = testbed.StartContainer(t, settings, "sleep", "60")
-	s := c.WaitHealth(10*time.Second, func(s healthz.Status) error {
-		if s.LastSyncedAt == nil {
-			return errors.New("not told when it was synced")
+	for _, change := range []string{"PRAGMA journal_mode=DELETE", "PRAGMA page_size=8192", "VACUUM", "PRAGMA journal_mode=WAL"} {
+		if _, err := db.Exec(change); err != nil {
+			t.Fatalf("%s: %v", change, err)
 		}
-		return healthy(s)
-	})
-	if at := time.Time(*s.LastSyncedAt); at.After(time.Now()) || between.Sub(at) > time.Minute {
-		t.Errorf("last_synced_at is %s", at)
 	}
-	if s.TXID == nil || s.ReplicaTXID == nil || *s.TXID != *s.ReplicaTXID {
-		t.Errorf("transactions %s and %s", text(s.TXID), text(s.ReplicaTXID))
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if said := h.write("a", 100, 0); !strings.Contains(said, "page size has changed") {
+		t.Errorf("it is not told: %s", said)
+	}
+	if n := h.replicated(); n != 300 {
+		t.Errorf("the official command restores %d entries, want 300", n)
+	}
+	h.write("b", 10, 0)
+	if n := h.entries("b"); n != 310 {
+		t.Errorf("%d entries on a new volume, want 310", n)
+	}
+	if said := h.write("b", 10, 0); strings.Contains(said, "page size has changed") {
+		t.Error("it is told again")
 	}
 }
 
-// An idle app costs fewer than 150,000 requests a month, all in: the renewals of its
-// lease are the checks of its bucket, and compactions that have nothing to do ask for
-// nothing. The first minutes of a container have more, once.
-func TestRequestsOfAnIdleDatabase(t *testing.T) {
-	t.Parallel()
-	const (
-		looking = 65 * time.Second
-		most    = 150_000 * float64(looking) / float64(30*24*time.Hour) // 3.8
-	)
+// A file that is no database is nothing that could be replicated, and not a
+// database that has not come yet.
+func TestAFileThatIsNoDatabase(t *testing.T) {
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
-	breaker := testbed.StartBreaker(t, s3.Addr, 1)
-	c := testbed.StartContainer(t, s3.Settings("http://"+breaker.Addr, db), worker(t, db, "--burst", "30", "--every", "10m")...)
-	c.WaitHealth(20*time.Second, allSynced)
-	began := time.Now()
-	var recent []testbed.Asked
-	testbed.Eventually(t, 5*time.Minute, func() error {
-		now := time.Now()
-		asked := breaker.Asked()
-		recent = slices.DeleteFunc(asked, func(a testbed.Asked) bool { return now.Sub(a.At) > looking })
-		if now.Sub(began) < looking || float64(len(recent)) > most {
-			return fmt.Errorf("%d requests in the last %s; want at most %.1f: %v", len(recent), looking, most, recent)
+	if err := os.WriteFile(db, []byte(strings.Repeat("encrypted ", 500)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), "sleep", "600")
+	s := c.WaitHealth(20*time.Second, func(s healthz.Status) error {
+		if s.Healthy || !strings.Contains(text(s.HealthError), "not an SQLite database") {
+			return errors.New(text(s.HealthError))
 		}
 		return nil
 	})
-	t.Logf("%d requests in %s, %.0f s after the start: %v", len(recent), looking, time.Since(began).Seconds(), recent)
-	s, err := c.Health()
-	if err != nil || healthy(s) != nil || s.LastCheckedAt == nil || time.Since(time.Time(*s.LastCheckedAt)) > 30*time.Second {
-		t.Errorf("last checked %v, %v, %v", s.LastCheckedAt, healthy(s), err)
+	if !strings.Contains(text(s.HealthError), db) {
+		t.Errorf("the file is not named: %s", text(s.HealthError))
+	}
+	if code, _, said := testbed.Run(t, []string{"SLASHA_DB_PATH=" + db}, 20*time.Second, testbed.SlashaInit(t), "sync", "--timeout", "1s"); code == 0 {
+		t.Errorf("sync says that all is well: %s", said)
+	}
+	c.Signal(syscall.SIGTERM)
+	c.Wait(20 * time.Second)
+}
+
+// A database that is deleted under the app can't be backed up any more: health says
+// that in so many words, and a stop does not wait for it.
+func TestADatabaseThatIsDeleted(t *testing.T) {
+	s3, vol := testbed.StartS3(t), newVolume(t)
+	db := vol.db(t)
+	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--every", "20ms", "--persist")...)
+	c.WaitAcked(10, 20*time.Second)
+	c.WaitHealth(20*time.Second, healthy)
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(db + suffix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.WaitHealth(20*time.Second, func(s healthz.Status) error {
+		if s.Healthy || !strings.Contains(text(s.HealthError), "was deleted while the app had it open") {
+			return fmt.Errorf("healthy %v, %s", s.Healthy, text(s.HealthError))
+		}
+		return nil
+	})
+	began := time.Now()
+	c.Signal(syscall.SIGTERM)
+	if code := c.Wait(20 * time.Second); code != 70 || time.Since(began) > 5*time.Second {
+		t.Errorf("exit %d after %s", code, time.Since(began))
 	}
 }

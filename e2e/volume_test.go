@@ -1,4 +1,4 @@
-package main_test
+package e2e
 
 import (
 	"os"
@@ -29,10 +29,10 @@ func startAs(t *testing.T, uid uint32, bin string, settings []string, app ...str
 // users, a worker takes over from a web that was killed, and the next web, of a third
 // user, follows.
 func TestInstancesOfDifferentUsers(t *testing.T) {
-	needRoot(t)
+	testbed.NeedRoot(t)
 	s3, dir := testbed.StartS3(t), openDir(t)
 	for _, bin := range []string{testbed.SlashaInit(t), testbed.Guestbook(t)} {
-		copyFile(t, bin, filepath.Join(dir, filepath.Base(bin)))
+		testbed.CopyFile(t, bin, filepath.Join(dir, filepath.Base(bin)))
 	}
 	if own := filepath.Base(testbed.SlashaInit(t)); own != "slasha-init" {
 		if err := os.Rename(filepath.Join(dir, own), filepath.Join(dir, "slasha-init")); err != nil {
@@ -77,8 +77,7 @@ func TestInstancesOfDifferentUsers(t *testing.T) {
 			t.Errorf("exit %d", code)
 		}
 	}
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
+	restored := restoreOfficially(t, s3)
 	wantAll(t, testbed.Entries(t, restored), append(append(web.Acked(), helper.Acked()...), next.Acked()...))
 }
 
@@ -111,5 +110,5 @@ func TestAVolumeWithoutLocks(t *testing.T) {
 	third.WaitHealth(10*time.Second, inPhase(healthz.Waiting))
 	third.WaitAcked(5, 30*time.Second)
 	third.WaitHealth(20*time.Second, leaseIs("held"))
-	wantAll(t, testbed.Entries(t, stopAndRestoreFile(t, third, s3)), append(first.Acked(), third.Acked()...))
+	wantAll(t, testbed.Entries(t, stopCleanlyAndRestore(t, third, s3)), append(first.Acked(), third.Acked()...))
 }

@@ -1,4 +1,4 @@
-package main_test
+package e2e
 
 import (
 	"fmt"
@@ -12,17 +12,9 @@ import (
 
 	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/internal/testbed"
-	"github.com/slashacom/slasha-init/lock"
 )
 
-func inPhase(want healthz.Phase) func(healthz.Status) error {
-	return func(s healthz.Status) error {
-		if s.Phase != want {
-			return fmt.Errorf("the phase is %s", s.Phase)
-		}
-		return nil
-	}
-}
+// Instances on one volume: one leads, the others wait or follow.
 
 // A deploy that overlaps: the new container is started on the volume before the
 // old one has stopped. It waits, says for whom, and goes on when the old one has
@@ -57,8 +49,7 @@ func TestASecondWebWaits(t *testing.T) {
 			if said := second.Stderr.String(); strings.Contains(said, "stale") || strings.Contains(said, "msg=restored") {
 				t.Errorf("the second: %s", said)
 			}
-			restored := filepath.Join(t.TempDir(), "restored.db")
-			s3.OfficialRestore(restored)
+			restored := restoreOfficially(t, s3)
 			wantAll(t, testbed.Entries(t, restored), append(first.Acked(), second.Acked()...))
 		})
 	}
@@ -123,8 +114,7 @@ func TestAWorkerFollows(t *testing.T) {
 	if code := follower.Wait(20 * time.Second); code != 0 {
 		t.Errorf("exit %d", code)
 	}
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
+	restored := restoreOfficially(t, s3)
 	wantAll(t, testbed.Entries(t, restored), slices.Concat(leader.Acked(), follower.Acked(), next.Acked()))
 }
 
@@ -154,10 +144,13 @@ func TestALeaderThatDiesInTheMiddleOfASwap(t *testing.T) {
 	if err := os.Rename(db+"-wal", filepath.Join(aside, "app.db-wal")); err != nil {
 		t.Fatal(err)
 	}
-	var locks []*lock.Lock
+	var locks []*os.File
 	for _, name := range []string{"lead", "follow"} {
-		l, err := lock.Try(filepath.Join(state, name+".lock"), "the leader")
+		l, err := os.Create(filepath.Join(state, name+".lock"))
 		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Flock(int(l.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 			t.Fatal(err)
 		}
 		locks = append(locks, l)
@@ -171,7 +164,7 @@ func TestALeaderThatDiesInTheMiddleOfASwap(t *testing.T) {
 	})
 	// The follower's mark first: what comes next is decided while nobody leads, too.
 	for _, l := range slices.Backward(locks) {
-		if err := l.Release(); err != nil {
+		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -180,8 +173,7 @@ func TestALeaderThatDiesInTheMiddleOfASwap(t *testing.T) {
 	if code := next.Wait(20 * time.Second); code != 0 {
 		t.Errorf("exit %d", code)
 	}
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
+	restored := restoreOfficially(t, s3)
 	wantAll(t, testbed.Entries(t, restored), slices.Concat(app.Acked(), next.Acked()))
 }
 
@@ -328,6 +320,22 @@ func TestAGapBetweenTwoLeaders(t *testing.T) {
 		}
 		return healthy(s)
 	})
-	restored := testbed.Entries(t, stopAndRestoreFile(t, follower, s3))
+	restored := testbed.Entries(t, stopCleanlyAndRestore(t, follower, s3))
 	wantAll(t, restored, append(leader.Acked(), follower.Acked()...))
+}
+
+// A person restores by hand while a container runs, or the other way round: the
+// volume is somebody's.
+func TestARestoreByHandOfALockedVolume(t *testing.T) {
+	h := newHosts(t, "a")
+	c := h.start("a", []string{"sleep", "600"})
+	c.WaitHealth(20*time.Second, healthy)
+	settings := h.s3.Settings(h.s3.URL(), h.volume["a"])
+	code, _, said := testbed.Run(t, settings, 20*time.Second, testbed.SlashaInit(t), "restore")
+	if code != 75 || !strings.Contains(said, "another instance holds this database") {
+		t.Errorf("exit %d, %s", code, said)
+	}
+	if _, err := os.Stat(filepath.Dir(h.volume["a"])); err != nil {
+		t.Error(err)
+	}
 }

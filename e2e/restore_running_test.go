@@ -1,8 +1,7 @@
-package main_test
+package e2e
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,6 +16,8 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
+// Restores that somebody asks for while the app runs.
+
 // inside runs one of our commands in the namespaces of a container, as docker
 // exec does: a process that PID 1 did not start.
 func inside(t *testing.T, pid1 int, settings []string, args ...string) *testbed.Process {
@@ -25,19 +26,11 @@ func inside(t *testing.T, pid1 int, settings []string, args ...string) *testbed.
 		"sh", "-c", `"$@"; code=$?; echo "exit $code"; exit $code`, "sh", testbed.SlashaInit(t)}, args...)...)
 }
 
-// isRunning waits until the app has been started for the nth time.
-func isRunning(t *testing.T, c *testbed.Container, nth int) {
-	t.Helper()
-	testbed.WaitOutput(c.Process, c.Stderr, "started", 20*time.Second, func(s string) (struct{}, bool) {
-		return struct{}{}, strings.Count(s, "msg=started") >= nth
-	})
-}
-
 // A restore to a point in time while the app runs: asked for from a shell inside
 // the container, which lives to see the outcome. What was written since is set
 // aside, and nothing of it is lost in the replica.
 func TestRestoreWhileRunning(t *testing.T) {
-	needRoot(t)
+	testbed.NeedRoot(t)
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	settings := s3.Settings(s3.URL(), db)
@@ -94,8 +87,7 @@ func TestRestoreWhileRunning(t *testing.T) {
 		t.Errorf("the socket is still there: %v", err)
 	}
 	// The new line and the old one.
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
+	restored := restoreOfficially(t, s3)
 	if n, live := len(testbed.Entries(t, restored)), len(testbed.Entries(t, db)); n != live {
 		t.Errorf("the replica has %d entries, the database %d", n, live)
 	}
@@ -245,84 +237,23 @@ func TestRestoreWhileRunningFails(t *testing.T) {
 			c.Wait(20 * time.Second)
 			wantAll(t, testbed.Entries(t, db), c.Acked())
 			if fault.says != "the restore failed" {
-				restored := filepath.Join(t.TempDir(), "restored.db")
-				s3.OfficialRestore(restored)
+				restored := restoreOfficially(t, s3)
 				wantAll(t, testbed.Entries(t, restored), c.Acked())
 			}
 		})
 	}
 }
 
-// damageSnapshots spoils every file that a restore could begin with.
-func damageSnapshots(t *testing.T, s3 *testbed.S3) {
-	t.Helper()
-	n := 0
-	err := filepath.WalkDir(s3.Dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasPrefix(d.Name(), "0000000000000001-") {
-			return err
-		}
-		n++
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		for i := len(b) / 3; i < len(b)/2; i++ {
-			b[i] ^= 0x55
-		}
-		f, err := os.OpenFile(path, os.O_WRONLY, 0) // the server keeps notes with the file
-		if err != nil {
-			return err
-		}
-		_, err = f.Write(b)
-		return errors.Join(err, f.Close())
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n == 0 {
-		t.Fatal("found nothing to damage")
-	}
-}
-
-// One commit is made safe before somebody says "paid": sync returns when it is
-// in the replica, whatever the interval.
-func TestSync(t *testing.T) {
-	s3, vol := testbed.StartS3(t), newVolume(t)
-	db := vol.db(t)
-	proxy := testbed.StartProxy(t, s3.Addr)
-	settings := append(s3.Settings(proxy.URL(), db), "SLASHA_SYNC_INTERVAL=1h")
-	c := testbed.StartContainer(t, settings, worker(t, db, "--every", "20ms")...)
-	for n := 20; n <= 60; n += 20 {
-		c.WaitAcked(n, 20*time.Second)
-		acked := c.Acked()
-		testbed.MustRun(t, settings, 20*time.Second, testbed.SlashaInit(t), "sync")
-		restored := filepath.Join(t.TempDir(), "restored.db")
-		s3.OfficialRestore(restored)
-		wantAll(t, testbed.Entries(t, restored), acked)
-	}
-	proxy.Cut()
-	code, out, said := testbed.Run(t, settings, 30*time.Second, testbed.SlashaInit(t), "sync", "--timeout", "2s")
-	if code != 1 || out != "" || !strings.Contains(said, "not all is in the replica after 2s") {
-		t.Errorf("without a bucket: exit %d, %s%s", code, out, said)
-	}
-	proxy.Mend()
-	testbed.MustRun(t, settings, 30*time.Second, testbed.SlashaInit(t), "sync")
-	c.Signal(syscall.SIGTERM)
-	if code := c.Wait(20 * time.Second); code != 0 {
-		t.Errorf("exit %d", code)
-	}
-}
-
 // The app itself may ask, as the user that it runs as, and nobody else.
 func TestWhoMayAsk(t *testing.T) {
-	needRoot(t)
+	testbed.NeedRoot(t)
 	dir, err := os.MkdirTemp("", "slasha-ask-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	bin := filepath.Join(dir, "slasha-init")
-	copyFile(t, testbed.SlashaInit(t), bin)
+	testbed.CopyFile(t, testbed.SlashaInit(t), bin)
 	data := filepath.Join(dir, "data")
 	for _, err := range []error{os.Chmod(dir, 0o755), os.Chmod(bin, 0o755), os.Mkdir(data, 0o755), os.Chown(data, 4242, 4242)} {
 		if err != nil {

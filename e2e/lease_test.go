@@ -1,4 +1,4 @@
-package main_test
+package e2e
 
 import (
 	"encoding/json"
@@ -20,34 +20,6 @@ import (
 
 // Instances on different volumes, of which one may write the replica. What the
 // protocol does is tested in package lease; here it is what becomes of the app.
-
-const shortTTL = "SLASHA_LEASE_TTL=3s"
-
-func leaseIs(want string) func(healthz.Status) error {
-	return func(s healthz.Status) error {
-		if s.Lease.State != want {
-			return fmt.Errorf("the lease is %s, not %s", s.Lease.State, want)
-		}
-		return nil
-	}
-}
-
-// someSynced says that something was uploaded: an app that writes all the time has
-// always something that is not.
-func someSynced(s healthz.Status) error {
-	if s.LastSyncedAt == nil {
-		return errors.New("nothing is uploaded yet")
-	}
-	return healthy(s)
-}
-
-// allSynced says that nothing is pending, and something was uploaded.
-func allSynced(s healthz.Status) error {
-	if s.LastSyncedAt == nil || s.PendingSince != nil {
-		return errors.New("not all is uploaded")
-	}
-	return healthy(s)
-}
 
 // A deploy on another host while the old container still runs: the new one waits,
 // says for whom, and goes on from the last commit of the old one, which stopped or
@@ -81,20 +53,9 @@ func TestAnotherHostWaits(t *testing.T) {
 			if s := second.WaitHealth(20*time.Second, leaseIs("held")); s.Lease.Epoch != 2 {
 				t.Errorf("the second's epoch is %d", s.Lease.Epoch)
 			}
-			wantAll(t, testbed.Entries(t, stopAndRestoreFile(t, second, h.s3)), append(first.Acked(), second.Acked()...))
+			wantAll(t, testbed.Entries(t, stopCleanlyAndRestore(t, second, h.s3)), append(first.Acked(), second.Acked()...))
 		})
 	}
-}
-
-func stopAndRestoreFile(t *testing.T, c *testbed.Container, s3 *testbed.S3) string {
-	t.Helper()
-	c.Signal(syscall.SIGTERM)
-	if code := c.Wait(20 * time.Second); code != 0 {
-		t.Errorf("exit %d", code)
-	}
-	restored := filepath.Join(t.TempDir(), "restored.db")
-	s3.OfficialRestore(restored)
-	return restored
 }
 
 // A container that is started again on its volume, also after it was killed, does
@@ -140,7 +101,7 @@ func TestAHostThatStoodStill(t *testing.T) {
 		t.Errorf("the old one does not say why: %s", said)
 	}
 	next.WaitAcked(len(next.Acked())+20, 20*time.Second)
-	kept := testbed.Entries(t, stopAndRestoreFile(t, next, h.s3))
+	kept := testbed.Entries(t, stopCleanlyAndRestore(t, next, h.s3))
 	wantAll(t, kept, next.Acked())
 	// Nothing of the old one's got in.
 	if live := testbed.Entries(t, h.volume["b"]); !slices.Equal(live, kept) {
@@ -186,7 +147,7 @@ func TestWhoStoodStillClaimsNothing(t *testing.T) {
 	if said := <-asked; strings.HasPrefix(said, "exit 0") {
 		t.Errorf("sync: %s", said)
 	}
-	wantAll(t, testbed.Entries(t, stopAndRestoreFile(t, next, h.s3)), next.Acked())
+	wantAll(t, testbed.Entries(t, stopCleanlyAndRestore(t, next, h.s3)), next.Acked())
 }
 
 // The bucket is away at the start: the app runs all the same, and nothing is
@@ -215,13 +176,13 @@ func TestTheLeaseCanBeTakenLate(t *testing.T) {
 			h.proxy.Mend()
 			if !other {
 				c.WaitHealth(30*time.Second, leaseIs("held"))
-				wantAll(t, testbed.Entries(t, stopAndRestoreFile(t, c, h.s3)), c.Acked())
+				wantAll(t, testbed.Entries(t, stopCleanlyAndRestore(t, c, h.s3)), c.Acked())
 				return
 			}
 			if code := c.Wait(40 * time.Second); code != 75 {
 				t.Errorf("exit %d, want 75", code)
 			}
-			wantAll(t, testbed.Entries(t, stopAndRestoreFile(t, second, h.s3)), second.Acked())
+			wantAll(t, testbed.Entries(t, stopCleanlyAndRestore(t, second, h.s3)), second.Acked())
 		})
 	}
 }
@@ -335,5 +296,5 @@ func TestATakeOverWithoutTheLease(t *testing.T) {
 	if code := helper.Wait(12 * time.Second); code != 70 {
 		t.Errorf("exit %d, want 70", code)
 	}
-	wantAll(t, testbed.Entries(t, stopAndRestoreFile(t, next, h.s3)), next.Acked())
+	wantAll(t, testbed.Entries(t, stopCleanlyAndRestore(t, next, h.s3)), next.Acked())
 }

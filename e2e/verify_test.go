@@ -1,8 +1,7 @@
-package main_test
+package e2e
 
 import (
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,7 +46,7 @@ func TestVerifyInterval(t *testing.T) {
 	if s.LastVerifiedAt == nil || time.Time(*s.LastVerifiedAt).Before(time.Time(*last.LastVerifiedAt)) {
 		t.Errorf("last verified at %v", s.LastVerifiedAt)
 	}
-	metrics := metric(t, c)
+	metrics := c.Metrics()
 	if !strings.Contains(metrics, "\nslasha_init_verify_failed 1\n") {
 		t.Errorf("metrics: %s", metrics)
 	}
@@ -63,30 +62,5 @@ func TestVerifyInterval(t *testing.T) {
 	c.WaitAcked(1, 20*time.Second)
 	if s, err := c.Health(); err != nil || s.Healthy || !strings.Contains(text(s.HealthError), "verifying the replica failed") {
 		t.Errorf("after a restart: %+v, %v", s.Healthy, err)
-	}
-}
-
-func metric(t *testing.T, c *testbed.Container) string {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+c.HealthAddr+"/metrics", http.NoBody)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = res.Body.Close() }()
-	var b strings.Builder
-	if _, err := fmt.Fprint(&b, "\n"); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 1<<20)
-	for {
-		n, err := res.Body.Read(buf)
-		b.Write(buf[:n])
-		if err != nil {
-			return b.String()
-		}
 	}
 }
