@@ -21,13 +21,16 @@ import (
 // Rule 8: Litestream's opening of an empty file would make it a database, with
 // SQLite's own page size and encoding, before the app can choose.
 func TestAnEmptyFileIsLeftToTheApp(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	if err := os.WriteFile(db, nil, 0o600); err != nil { // there before the first look at it
 		t.Fatal(err)
 	}
-	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--late", "2s", "--page-size", "8192", "--every", "10ms")...)
-	c.WaitHealth(2*time.Second, healthy) // nothing is wrong with a database that is not there yet
+	app, open := gate(t, worker(t, db, "--late", "2s", "--page-size", "8192", "--every", "10ms"))
+	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), app...)
+	c.WaitHealth(20*time.Second, healthy) // nothing is wrong with a database that is not there yet
+	open()
 	c.WaitAcked(10, 10*time.Second)
 	c.WaitHealth(10*time.Second, func(s healthz.Status) error {
 		if s.LastSyncedAt == nil {
@@ -57,6 +60,7 @@ func TestAnEmptyFileIsLeftToTheApp(t *testing.T) {
 
 // Rule 9: Litestream would go on with the file that was deleted.
 func TestADatabaseThatIsReplaced(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	go1 := filepath.Join(t.TempDir(), "go")
@@ -95,6 +99,7 @@ func TestADatabaseThatIsReplaced(t *testing.T) {
 // into an upload: when it is noticed, the new WAL is there, and what the library
 // captures then is half the old and half the new database.
 func TestADatabaseThatIsReplacedDuringAnUpload(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	proxy := testbed.StartProxy(t, s3.Addr)
 	db := vol.db(t)
@@ -121,6 +126,7 @@ func TestADatabaseThatIsReplacedDuringAnUpload(t *testing.T) {
 // Rule 1: the last close of a WAL database deletes the WAL, unless another
 // process holds it; had we dropped our locks, commits would vanish with it.
 func TestAnAppThatOpensAndClosesAgainAndAgain(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	script := fmt.Sprintf(`i=0; while [ $i -lt 40 ]; do %s worker --db %s --count 15 --every 0 || exit 1; i=$((i+1)); done`, testbed.Guestbook(t), db)
@@ -139,6 +145,7 @@ func TestAnAppThatOpensAndClosesAgainAndAgain(t *testing.T) {
 // a restore that begins with an older snapshot would fail. So the old line is
 // closed, and a snapshot is uploaded with the first change.
 func TestAChangedPageSize(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a", "b")
 	h.write("a", 200, 0)
 	db, err := sql.Open("sqlite3", "file:"+h.volume["a"])
@@ -171,6 +178,7 @@ func TestAChangedPageSize(t *testing.T) {
 // A file that is no database is nothing that could be replicated, and not a
 // database that has not come yet.
 func TestAFileThatIsNoDatabase(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	if err := os.WriteFile(db, []byte(strings.Repeat("encrypted ", 500)), 0o600); err != nil {
@@ -196,6 +204,7 @@ func TestAFileThatIsNoDatabase(t *testing.T) {
 // A database that is deleted under the app can't be backed up any more: health says
 // that in so many words, and a stop does not wait for it.
 func TestADatabaseThatIsDeleted(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--every", "20ms", "--persist")...)

@@ -80,6 +80,7 @@ func operations(t *testing.T, c *testbed.Container, outcome string) (n int) {
 }
 
 func TestErrorsOfTheBucketWhileTheAppRuns(t *testing.T) {
+	t.Parallel()
 	s3 := testbed.StartS3(t)
 	for name, f := range map[string]struct {
 		refusal

@@ -98,6 +98,7 @@ func (d *disk) entries() []testbed.Entry {
 // dropped before the app has no room, health says so, a kill in the meantime loses
 // nothing, and all is in the bucket in the end.
 func TestABucketThatIsAwayForLong(t *testing.T) {
+	t.Parallel()
 	s3, d := testbed.StartS3(t), newDisk(t, "400m")
 	proxy := testbed.StartProxy(t, s3.Addr)
 	start := func(more ...string) *testbed.Container {
@@ -137,6 +138,7 @@ func TestABucketThatIsAwayForLong(t *testing.T) {
 // What a bucket takes in the middle of an outage, in a turn that fails later, is the
 // database's own: when the rest is dropped, that makes it no stale one.
 func TestADropAfterSomeUploads(t *testing.T) {
+	t.Parallel()
 	s3, d := testbed.StartS3(t), newDisk(t, "400m")
 	road := testbed.StartBreaker(t, s3.Addr, 1)
 	settings := s3.Settings("http://"+road.Addr, d.db)
@@ -194,6 +196,7 @@ func TestADropAfterSomeUploads(t *testing.T) {
 // what it has accepted before is in the bucket, or health says what is wrong. With
 // room again all goes on, in the same process.
 func TestAFullDisk(t *testing.T) {
+	t.Parallel()
 	s3, d := testbed.StartS3(t), newDisk(t, "32m")
 	c := d.start(append(s3.Settings(s3.URL(), d.db), "SLASHA_MAX_LAG=2s"),
 		worker(t, d.db, "--every", "20ms", "--random", "--size", "20000", "--stamp", "--persist")...)

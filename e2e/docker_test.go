@@ -73,6 +73,7 @@ func running(t *testing.T, image string, options []string, app ...string) (p *te
 }
 
 func TestInDocker(t *testing.T) {
+	t.Parallel()
 	needDocker(t)
 	s3, img := testbed.StartS3(t), image(t)
 	settings := []string{"--rm", "--read-only", "--tmpfs", "/data:mode=1777"}
@@ -116,30 +117,11 @@ func TestInDocker(t *testing.T) {
 // A shell on a terminal, as docker run -it gives it: ctrl-C, ctrl-Z and the size
 // of the window are the shell's.
 func TestDockerTerminal(t *testing.T) {
+	t.Parallel()
 	img := image(t, "/bin/dash", "/bin/sleep", testbed.Probe(t))
 	onTerminal := func(t *testing.T, app ...string) (*testbed.Process, *os.File, string) {
 		cmd, name := inDocker(t, img, []string{"--rm", "-it", "--env", "SLASHA_HEALTH_ADDR=off", "--env", "SLASHA_LOG_LEVEL=error"}, app...)
-		master, tty, err := pty.Open()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = master.Close() })
-		output := &testbed.Output{}
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-		p := testbed.StartCmd(t, cmd)
-		p.Stdout = output
-		_ = tty.Close()
-		go func() {
-			buf := make([]byte, 4096)
-			for {
-				n, err := master.Read(buf)
-				if err != nil {
-					return
-				}
-				_, _ = output.Write(buf[:n])
-			}
-		}()
+		p, master := testbed.StartOnTerminal(t, cmd, true)
 		return p, master, name
 	}
 	says := func(p *testbed.Process, text string) {
@@ -162,6 +144,7 @@ func TestDockerTerminal(t *testing.T) {
 		})
 	}
 	t.Run("shell", func(t *testing.T) {
+		t.Parallel()
 		p, master, name := onTerminal(t, "/bin/dash", "-i")
 		types(master, "echo $((6*7)) is ready\n")
 		says(p, "42 is ready")
@@ -183,6 +166,7 @@ func TestDockerTerminal(t *testing.T) {
 		}
 	})
 	t.Run("signals of the keyboard arrive once", func(t *testing.T) {
+		t.Parallel()
 		p, master, name := onTerminal(t, testbed.Probe(t), "signals")
 		says(p, "ready")
 		if err := pty.Setsize(master, &pty.Winsize{Rows: 33, Cols: 99}); err != nil {
@@ -205,9 +189,11 @@ func TestDockerTerminal(t *testing.T) {
 }
 
 func TestDockerOptions(t *testing.T) {
+	t.Parallel()
 	probe := testbed.Probe(t)
 	img := image(t, "/bin/dash", "/bin/sleep", probe)
 	t.Run("kill -s", func(t *testing.T) {
+		t.Parallel()
 		p, name := running(t, img, nil, probe, "signals")
 		for sig, number := range map[string]string{"USR1": "10", "SIGHUP": "1", "WINCH": "28", "RTMIN": "34", "RTMIN+3": "37", "64": "64"} {
 			docker(t, "kill", "-s", sig, name)
@@ -219,6 +205,7 @@ func TestDockerOptions(t *testing.T) {
 		}
 	})
 	t.Run("an image's own STOPSIGNAL", func(t *testing.T) {
+		t.Parallel()
 		p, name := running(t, img, []string{"--stop-signal", "SIGQUIT", "--env", "SLASHA_STOP_SIGNAL=QUIT", "--env", "SLASHA_STOP_TIMEOUT=3s"}, probe, "signals")
 		docker(t, "stop", name)
 		// The probe obeys only TERM: by our budget, and not by docker's.
@@ -233,6 +220,7 @@ func TestDockerOptions(t *testing.T) {
 		"all":       {"--init", "--read-only", "--user", "12345:678", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			p, container := running(t, img, options, probe, "orphans", "20")
 			docker(t, "stop", container)
 			if code := p.Wait(10 * time.Second); code != 7 {
@@ -245,6 +233,7 @@ func TestDockerOptions(t *testing.T) {
 		})
 	}
 	t.Run("pids-limit", func(t *testing.T) {
+		t.Parallel()
 		// The app takes all processes that there may be; the stop needs none.
 		p, container := running(t, img, []string{"--pids-limit", "40", "--user", "0", "--env", "SLASHA_STOP_TIMEOUT=6s"}, "/bin/dash", "-c",
 			`trap "exit 4" TERM; (while :; do /bin/sleep 60 & done) 2>/dev/null; echo ready; while :; do :; done`)
@@ -258,6 +247,7 @@ func TestDockerOptions(t *testing.T) {
 // A restart policy starts the same container again: with the database that it
 // has, and without a restore.
 func TestDockerRestartPolicy(t *testing.T) {
+	t.Parallel()
 	needDocker(t)
 	s3, img := testbed.StartS3(t), image(t)
 	options := []string{"--detach", "--restart", "on-failure:2", "--user", "0"}

@@ -16,6 +16,7 @@ import (
 // Images and namespaces that hold nothing but what they must.
 
 func TestRunsInAnEmptyRoot(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	s3, root := testbed.StartS3(t), emptyRoot(t)
 	settings := s3.Settings(s3.URL(), "/data/app.db")
@@ -42,6 +43,7 @@ func TestRunsInAnEmptyRoot(t *testing.T) {
 // TLS in an image that has no root certificates: a CA of one's own is named in
 // SSL_CERT_FILE, and without it the refusal says so. AWS_CA_BUNDLE is the app's.
 func TestTLSInAnEmptyRoot(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	s3, root := testbed.StartS3TLS(t), emptyRoot(t)
 	testbed.CopyFile(t, s3.CA, filepath.Join(root, "ca.pem"))
@@ -61,6 +63,7 @@ func TestTLSInAnEmptyRoot(t *testing.T) {
 // In an image of nothing a user is a number, and the restored database belongs
 // to whom its folder belongs to.
 func TestUserInAnEmptyRoot(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	s3, root := testbed.StartS3(t), emptyRoot(t)
 	data := filepath.Join(root, "data")
@@ -94,6 +97,7 @@ func TestUserInAnEmptyRoot(t *testing.T) {
 }
 
 func TestRunsAsPID1(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
@@ -122,6 +126,7 @@ func TestRunsAsPID1(t *testing.T) {
 
 // Where we are not PID 1 because another init is, all is as it should be.
 func TestUnderAnotherInit(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	if _, err := exec.LookPath("tini"); err != nil {
 		t.Skip("tini is not installed")
@@ -139,6 +144,7 @@ func TestUnderAnotherInit(t *testing.T) {
 
 // The app often runs as our own user; the bucket's keys are still not for it.
 func TestTheAppCannotReadOurSecrets(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	// As root one may read everything, so both run as somebody else, who may not
 	// be let into the folder of the repository.

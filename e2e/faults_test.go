@@ -135,6 +135,7 @@ const atOnce = 7
 const maxLag = 2 * time.Second
 
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	seed := chosenSeed(t)
 	all := os.Getenv("SLASHA_FAULTS") == "all"
 	outage := 9 * time.Second

@@ -20,11 +20,13 @@ import (
 // old one has stopped. It waits, says for whom, and goes on when the old one has
 // uploaded its last; also when that was killed.
 func TestASecondWebWaits(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]func(*testbed.Container){
 		"stopped": func(c *testbed.Container) { c.Signal(syscall.SIGTERM) },
 		"killed":  func(c *testbed.Container) { c.Kill() },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s3, vol := testbed.StartS3(t), newVolume(t)
 			db := vol.db(t)
 			settings := s3.Settings(s3.URL(), db)
@@ -57,6 +59,7 @@ func TestASecondWebWaits(t *testing.T) {
 
 // A stop while it waits ends it at once.
 func TestStopWhileWaitingForTheLock(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	settings := s3.Settings(s3.URL(), db)
@@ -73,13 +76,17 @@ func TestStopWhileWaitingForTheLock(t *testing.T) {
 // A worker on the same volume follows: it runs beside the web process, replicates
 // nothing, and takes over when that is gone.
 func TestAWorkerFollows(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	settings := s3.Settings(s3.URL(), db)
-	// The leader is there first; its app makes the database a little later.
-	leader := testbed.StartContainer(t, settings, append([]string{"sh", "-c", `sleep 0.5; exec "$@"`, "sh"}, worker(t, db, "--every", "10ms")...)...)
+	// The leader is there first; its app makes the database while the follower waits.
+	app, open := gate(t, worker(t, db, "--every", "10ms"))
+	leader := testbed.StartContainer(t, settings, app...)
 	isRunning(t, leader, 1)
 	follower := testbed.StartContainer(t, append(settings, "SLASHA_PROCESS_TYPE=worker"), worker(t, db, "--every", "10ms")...)
+	follower.WaitHealth(20*time.Second, inPhase(healthz.Waiting))
+	open()
 	follower.WaitAcked(20, 20*time.Second)
 	s := follower.WaitHealth(10*time.Second, healthy)
 	if s.Lease.State != "following" || !strings.Contains(s.Lease.Holder, fmt.Sprintf("pid %d", leader.Cmd.Process.Pid)) || s.LastSyncedAt != nil {
@@ -121,6 +128,7 @@ func TestAWorkerFollows(t *testing.T) {
 // A leader that is killed while it replaces the database leaves it without its WAL: a
 // worker that waits for it puts that back before its app sees the database.
 func TestALeaderThatDiesInTheMiddleOfASwap(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	settings := s3.Settings(s3.URL(), db)
@@ -181,6 +189,7 @@ func TestALeaderThatDiesInTheMiddleOfASwap(t *testing.T) {
 // the same variables as the web follows, and so does a web that comes back when a
 // worker has taken over.
 func TestARequestThatWasCarriedOutIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a")
 	h.write("a", 10, 0)
 	set := []string{"SLASHA_RESTORE_PENDING=request-7", "SLASHA_LOCK_TIMEOUT=2s"}
@@ -198,6 +207,7 @@ func TestARequestThatWasCarriedOutIsNotWaitedFor(t *testing.T) {
 // An instance that follows obeys no restore, and is not asked: the socket is the
 // leader's, also of one that has taken over.
 func TestAFollowerIsNotTheOneToAsk(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a")
 	web := h.start("a", worker(t, h.volume["a"], "--every", "20ms"))
 	web.WaitAcked(5, 20*time.Second)
@@ -225,6 +235,7 @@ func TestAFollowerIsNotTheOneToAsk(t *testing.T) {
 // Two that start at once where there is nothing yet, not even the folder: one
 // restores, the other waits for the database.
 func TestTwoStartOnANewVolume(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a", "b")
 	h.write("a", 50, 0)
 	h.volume["b"] = filepath.Join(filepath.Dir(h.volume["b"]), "folder", "of", "its", "own", "app.db")
@@ -248,6 +259,7 @@ func TestTwoStartOnANewVolume(t *testing.T) {
 // Both stop at the same time, and the follower's app is the one that writes to the
 // last: the leader, or the follower itself, uploads that.
 func TestBothStopAtOnce(t *testing.T) {
+	t.Parallel()
 	for round := range 4 {
 		h := newHosts(t, "a")
 		web := h.start("a", worker(t, h.volume["a"], "--every", "10m"))
@@ -272,6 +284,7 @@ func TestBothStopAtOnce(t *testing.T) {
 // A leader that is going to replace the database keeps others from opening it until
 // it has: here the restore takes a while.
 func TestNobodyOpensADatabaseThatIsReplaced(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a")
 	h.write("a", 300, 0)
 	proxy := testbed.StartProxy(t, h.s3.Addr)
@@ -293,6 +306,7 @@ func TestNobodyOpensADatabaseThatIsReplaced(t *testing.T) {
 // database and beginning it anew: what nobody has captured by then is in the replica
 // all the same.
 func TestAGapBetweenTwoLeaders(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	settings := append(s3.Settings(s3.URL(), db), shortTTL)
@@ -327,6 +341,7 @@ func TestAGapBetweenTwoLeaders(t *testing.T) {
 // A person restores by hand while a container runs, or the other way round: the
 // volume is somebody's.
 func TestARestoreByHandOfALockedVolume(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a")
 	c := h.start("a", []string{"sleep", "600"})
 	c.WaitHealth(20*time.Second, healthy)

@@ -15,6 +15,7 @@ import (
 // What a person or a poller is told.
 
 func TestHealthPages(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--every", "100ms")...)
@@ -67,6 +68,7 @@ func TestHealthPages(t *testing.T) {
 }
 
 func TestHealthDuringALongRestore(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	proxy := testbed.StartProxy(t, s3.Addr)
 	db := vol.db(t)
@@ -116,6 +118,7 @@ func TestHealthDuringALongRestore(t *testing.T) {
 }
 
 func TestKeyRevokedWhileRunning(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--count", "1", "--every", "10m")...)

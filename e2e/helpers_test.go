@@ -110,6 +110,18 @@ func (h *hosts) sameFiles(host string) {
 	}
 }
 
+// gate holds an app back until the gate is opened.
+func gate(t *testing.T, app []string) (command []string, open func()) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "gate")
+	return append([]string{"sh", "-c", `until [ -e "$0" ]; do sleep 0.02; done; exec "$@"`, file}, app...), func() {
+		t.Helper()
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func healthy(s healthz.Status) error {
 	if !s.Healthy {
 		return fmt.Errorf("unhealthy: %s", text(s.HealthError))

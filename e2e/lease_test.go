@@ -25,6 +25,7 @@ import (
 // says for whom, and goes on from the last commit of the old one, which stopped or
 // died.
 func TestAnotherHostWaits(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]func(*testbed.Container){
 		"stopped": func(c *testbed.Container) { c.Signal(syscall.SIGTERM) },
 		"killed":  func(c *testbed.Container) { c.Kill() },
@@ -35,7 +36,7 @@ func TestAnotherHostWaits(t *testing.T) {
 			first := h.start("a", worker(t, h.volume["a"], "--burst", "50", "--every", "10m"))
 			first.WaitAcked(50, 20*time.Second)
 			first.WaitHealth(20*time.Second, allSynced)
-			if s := first.WaitHealth(time.Second, leaseIs("held")); s.Lease.Epoch != 1 {
+			if s := first.WaitHealth(20*time.Second, leaseIs("held")); s.Lease.Epoch != 1 {
 				t.Errorf("the first's epoch is %d", s.Lease.Epoch)
 			}
 			second := h.start("b", worker(t, h.volume["b"], "--every", "10ms"))
@@ -61,6 +62,7 @@ func TestAnotherHostWaits(t *testing.T) {
 // A container that is started again on its volume, also after it was killed, does
 // not wait for its own lease.
 func TestARestartTakesItsLeaseBack(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a")
 	for epoch := uint64(1); epoch <= 3; epoch++ {
 		began := time.Now()
@@ -80,6 +82,7 @@ func TestARestartTakesItsLeaseBack(t *testing.T) {
 // when it goes on it uploads nothing, stops its app, and says 75. What it had is set
 // aside at its next start.
 func TestAHostThatStoodStill(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a", "b")
 	old := h.start("a", worker(t, h.volume["a"], "--every", "10ms"))
 	old.WaitAcked(50, 20*time.Second)
@@ -117,6 +120,7 @@ func TestAHostThatStoodStill(t *testing.T) {
 // that the other host has uploaded have the numbers of those that are missing here, and
 // must not pass for them.
 func TestWhoStoodStillClaimsNothing(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a", "b")
 	old := h.start("a", worker(t, h.volume["a"], "--every", "50ms"))
 	old.WaitAcked(10, 20*time.Second)
@@ -154,6 +158,7 @@ func TestWhoStoodStillClaimsNothing(t *testing.T) {
 // uploaded before the lease is held. If another host turns out to have it, the app
 // is stopped.
 func TestTheLeaseCanBeTakenLate(t *testing.T) {
+	t.Parallel()
 	for name, other := range map[string]bool{"free": false, "another's": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -190,6 +195,7 @@ func TestTheLeaseCanBeTakenLate(t *testing.T) {
 // A service that ignores conditions is told once, and without a lease all goes on
 // as with --lease off; --lease required starts nothing there.
 func TestAServiceWithoutConditions(t *testing.T) {
+	t.Parallel()
 	s3 := testbed.StartHeedless(t)
 	for _, name := range []string{"first", "second"} {
 		vol := newVolume(t)
@@ -217,6 +223,7 @@ func TestAServiceWithoutConditions(t *testing.T) {
 
 // With --lease required nothing is started before the lease is held.
 func TestALeaseThatIsRequired(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a")
 	h.write("a", 5, 0)
 	h.proxy.Cut()
@@ -237,6 +244,7 @@ func TestALeaseThatIsRequired(t *testing.T) {
 
 // A folder as the replica has a lease too; and --lease off asks for none.
 func TestTheLeaseOfAFolder(t *testing.T) {
+	t.Parallel()
 	replica := t.TempDir()
 	settings := func(db string, more ...string) []string {
 		return append([]string{"SLASHA_DB_PATH=" + db, "SLASHA_ENDPOINT=file://" + replica, "SLASHA_HEALTH_ADDR=127.0.0.1:0", shortTTL}, more...)
@@ -275,6 +283,7 @@ func TestTheLeaseOfAFolder(t *testing.T) {
 // A worker that takes over a volume whose lease another host has taken says at once
 // that nothing is uploaded, and stops in its time.
 func TestATakeOverWithoutTheLease(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a", "b")
 	old := h.start("a", worker(t, h.volume["a"], "--every", "20ms"))
 	old.WaitAcked(20, 20*time.Second)

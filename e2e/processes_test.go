@@ -22,6 +22,7 @@ func runApp(t *testing.T, flags []string, command ...string) (code int, stdout, 
 }
 
 func TestStopSignal(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		stop string
 		send syscall.Signal
@@ -33,6 +34,7 @@ func TestStopSignal(t *testing.T) {
 		"the signal itself, as HUP":  {"1", syscall.SIGHUP, "got 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			p := testbed.Start(t, nil, testbed.SlashaInit(t), "--health-addr=off", "--stop-signal="+c.stop, "--stop-timeout=900ms", "--", testbed.Probe(t), "signals")
 			testbed.WaitOutput(p, p.Stdout, "ready", 10*time.Second, testbed.Contains("ready"))
 			p.Signal(c.send)
@@ -50,6 +52,7 @@ func TestStopSignal(t *testing.T) {
 // The steps of a stop are in the log, in their order, with what is left of the
 // budget.
 func TestTheLogOfAStop(t *testing.T) {
+	t.Parallel()
 	p := supervised(t, []string{"--stop-timeout=3s"}, `trap "" TERM; setsid sh -c 'while :; do sleep 0.05; done' & trap - TERM; echo ready; while :; do sleep 0.05; done`)
 	p.Signal(syscall.SIGTERM)
 	p.Wait(10 * time.Second)
@@ -65,6 +68,7 @@ func TestTheLogOfAStop(t *testing.T) {
 }
 
 func TestSeveralProcesses(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	procfile := filepath.Join(dir, "Procfile")
 	probe := testbed.Probe(t)
@@ -129,6 +133,7 @@ func TestSeveralProcesses(t *testing.T) {
 // The prefix stands before whole lines, also before one that has no end, and the
 // app's pipes are as blocking as a terminal.
 func TestLogPrefix(t *testing.T) {
+	t.Parallel()
 	code, out, stderr := runApp(t, []string{"--log-prefix", "--log-level=error", "--process-type=api"}, "sh", "-c", `printf 'one\ntwo\n\nno end'; echo wrong >&2; `+testbed.Probe(t)+` state | grep '^fd 2'`)
 	if code != 0 || out != "api | one\napi | two\napi | \napi | no endfd 2=10000 0\n" || stderr != "api | wrong\n" {
 		t.Errorf("exit %d, %q, %q", code, out, stderr)
@@ -141,6 +146,7 @@ func TestLogPrefix(t *testing.T) {
 }
 
 func TestUser(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	// Not every user may enter the repository's folder.
 	dir := openDir(t)
@@ -180,6 +186,7 @@ func TestUser(t *testing.T) {
 
 // As an ordinary user we can't become somebody else, and can stay who we are.
 func TestUserWithoutRoot(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	dir := openDir(t)
 	binary := filepath.Join(dir, "slasha-init")
@@ -198,6 +205,7 @@ func TestUserWithoutRoot(t *testing.T) {
 }
 
 func TestNoNewPrivs(t *testing.T) {
+	t.Parallel()
 	for flag, want := range map[string]string{"--no-new-privs": "1", "--no-new-privs=false": "0"} {
 		if _, out, stderr := runApp(t, []string{flag}, testbed.Probe(t), "state"); !strings.Contains(out, "nonewprivs="+want) {
 			t.Errorf("%s: %s%s", flag, out, stderr)
@@ -206,8 +214,10 @@ func TestNoNewPrivs(t *testing.T) {
 }
 
 func TestKillOnParentDeath(t *testing.T) {
+	t.Parallel()
 	for flag, want := range map[string]string{"--kill-on-parent-death": "got 15", "--kill-on-parent-death=INT": "got 2", "--log-level=info": ""} {
 		t.Run(flag, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
 			out := filepath.Join(dir, "out")
 			// The shell is the parent; it must not replace itself by its last command.

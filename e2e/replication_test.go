@@ -18,6 +18,7 @@ import (
 // Commits and what becomes of them when the volume, the container or the bucket goes.
 
 func TestEveryCommitIsBackAfterTheVolumeIsLost(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	settings := s3.Settings(s3.URL(), vol.db(t))
 
@@ -46,6 +47,7 @@ func TestEveryCommitIsBackAfterTheVolumeIsLost(t *testing.T) {
 }
 
 func TestTenCyclesUnderAFastWriterLoseNothing(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	var acked []int64
 	for cycle := range 10 {
@@ -66,6 +68,7 @@ func TestTenCyclesUnderAFastWriterLoseNothing(t *testing.T) {
 }
 
 func TestKillKeepsThePromiseOfLastSyncedAt(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	for round := range 3 {
 		db := vol.db(t)
@@ -104,6 +107,7 @@ func TestKillKeepsThePromiseOfLastSyncedAt(t *testing.T) {
 }
 
 func TestBucketGoesAwayUnderLoadAndComesBack(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	proxy := testbed.StartProxy(t, s3.Addr)
 	db := vol.db(t)
@@ -153,6 +157,7 @@ func TestBucketGoesAwayUnderLoadAndComesBack(t *testing.T) {
 // An upload whose answers were all lost has happened: the next list of the replica
 // shows that, and health tells it, although nothing more is uploaded.
 func TestAnUploadWhoseAnswerWasLost(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	road := testbed.StartBreaker(t, s3.Addr, 1)
 	db := vol.db(t)
@@ -193,6 +198,7 @@ func TestAnUploadWhoseAnswerWasLost(t *testing.T) {
 // One commit is made safe before somebody says "paid": sync returns when it is
 // in the replica, whatever the interval.
 func TestSync(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	proxy := testbed.StartProxy(t, s3.Addr)

@@ -52,6 +52,7 @@ func replicateV3(t *testing.T, s3 *testbed.S3, db string, count int) {
 // A replica that litestream 0.3 wrote, in several generations, is restored and
 // carried on in the same prefix; the time before the upgrade stays within reach.
 func TestReplicaOfTheOlderFormat(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	replicateV3(t, s3, db, 10)

@@ -25,18 +25,18 @@ import (
 // A restore that was asked for is made once: the old database is kept, a restart
 // does not do it again, a new request does.
 func TestRestoreOverTheDatabase(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	settings := s3.Settings(s3.URL(), db)
 	backedUp(t, settings, db, 20, 5)
 
-	start := func(request string, count int) *testbed.Container {
+	start := func(request string) (c *testbed.Container, open func()) {
 		t.Helper()
-		// The app begins a little later, so that health can be looked at.
-		app := append([]string{"sh", "-c", `sleep 0.3; exec "$@"`, "sh"}, worker(t, db, "--every", "0", "--count", fmt.Sprint(count))...)
-		return testbed.StartContainer(t, append(settings, "SLASHA_RESTORE_PENDING="+request), app...)
+		app, open := gate(t, worker(t, db, "--every", "0", "--count", "1")) // so that health can be looked at
+		return testbed.StartContainer(t, append(settings, "SLASHA_RESTORE_PENDING="+request), app...), open
 	}
-	c := start("request-1", 1)
+	c, open := start("request-1")
 	s := c.WaitHealth(20*time.Second, func(s healthz.Status) error {
 		if s.Restore.State != healthz.RestoreDone {
 			return fmt.Errorf("restore is %s", s.Restore.State)
@@ -47,6 +47,7 @@ func TestRestoreOverTheDatabase(t *testing.T) {
 	if text(s.Restore.Reason) != "pending" || len(list) != 1 || text(s.Restore.SetAside) != filepath.Dir(list[0]) {
 		t.Errorf("health says %+v; set aside %v", s.Restore, list)
 	}
+	open()
 	if code := c.Wait(20 * time.Second); code != 0 {
 		t.Fatalf("exit %d", code)
 	}
@@ -58,7 +59,8 @@ func TestRestoreOverTheDatabase(t *testing.T) {
 	}
 	for n, request := range []string{"request-1", "request-2", "request-2"} {
 		before := len(aside(t, db))
-		c := start(request, 1)
+		c, open := start(request)
+		open()
 		if code := c.Wait(20 * time.Second); code != 0 {
 			t.Fatalf("exit %d", code)
 		}
@@ -80,6 +82,7 @@ func TestRestoreOverTheDatabase(t *testing.T) {
 // If it can't be made, the database is byte for byte as it was, and the app is
 // not started.
 func TestRestoreOverTheDatabaseThatFails(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	backedUp(t, s3.Settings(s3.URL(), db), db, 10, 3)
@@ -113,6 +116,7 @@ func TestRestoreOverTheDatabaseThatFails(t *testing.T) {
 
 // Killed at any moment, a restore is ended by the next start, and is made once.
 func TestKillDuringARestoreOverTheDatabase(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // not for secrets
@@ -162,6 +166,7 @@ func TestKillDuringARestoreOverTheDatabase(t *testing.T) {
 // Plain true means once for each container: not again after a restart of the
 // same one, and again in the next.
 func TestRestorePendingTrueInDocker(t *testing.T) {
+	t.Parallel()
 	needDocker(t)
 	s3, img, data := testbed.StartS3(t), image(t), t.TempDir()
 	options := []string{"--user", "0", "--volume", data + ":/data", "--env", "SLASHA_RESTORE_PENDING=true"}
@@ -190,6 +195,7 @@ func TestRestorePendingTrueInDocker(t *testing.T) {
 // with what was written after that time, can still be restored, also when the
 // small files of both have been compacted.
 func TestPointInTime(t *testing.T) {
+	t.Parallel()
 	vol, bucket := newVolume(t), t.TempDir()
 	db := vol.db(t)
 	settings := []string{"SLASHA_DB_PATH=" + db, "SLASHA_ENDPOINT=file://" + bucket, "SLASHA_HEALTH_ADDR=127.0.0.1:0"}

@@ -30,6 +30,7 @@ func inside(t *testing.T, pid1 int, settings []string, args ...string) *testbed.
 // the container, which lives to see the outcome. What was written since is set
 // aside, and nothing of it is lost in the replica.
 func TestRestoreWhileRunning(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
@@ -112,6 +113,7 @@ func oldTXID(t *testing.T, c *testbed.Container) string {
 
 // The same by docker exec, in an image without a shell.
 func TestRestoreWhileRunningInDocker(t *testing.T) {
+	t.Parallel()
 	needDocker(t)
 	s3, img, data := testbed.StartS3(t), image(t), t.TempDir()
 	options := []string{"--user", "0", "--volume", data + ":/data"}
@@ -137,6 +139,7 @@ func TestRestoreWhileRunningInDocker(t *testing.T) {
 
 // What can't be done is refused with its reason, and the app does not notice.
 func TestRestoreWhileRunningIsRefused(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	proxy := testbed.StartProxy(t, s3.Addr)
@@ -178,6 +181,7 @@ func TestRestoreWhileRunningIsRefused(t *testing.T) {
 // When what the app wrote last can't be uploaded, or the restore fails, the app
 // goes on with its database, and not one entry is lost.
 func TestRestoreWhileRunningFails(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]struct {
 		says  string
 		begin func(t *testing.T, s3 *testbed.S3, proxy *testbed.Proxy)
@@ -195,6 +199,7 @@ func TestRestoreWhileRunningFails(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s3, vol := testbed.StartS3(t), newVolume(t)
 			db := vol.db(t)
 			proxy := testbed.StartProxy(t, s3.Addr)
@@ -246,6 +251,7 @@ func TestRestoreWhileRunningFails(t *testing.T) {
 
 // The app itself may ask, as the user that it runs as, and nobody else.
 func TestWhoMayAsk(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	dir, err := os.MkdirTemp("", "slasha-ask-")
 	if err != nil {

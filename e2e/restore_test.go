@@ -19,6 +19,7 @@ import (
 // Restores of a missing database: what stops them, and what they leave.
 
 func TestStopDuringARestoreLeavesNothing(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	proxy := testbed.StartProxy(t, s3.Addr)
 	db := vol.db(t)
@@ -58,6 +59,7 @@ func TestStopDuringARestoreLeavesNothing(t *testing.T) {
 // Killed at any moment, the restore of a missing database is begun again, with
 // nothing of the first left.
 func TestKillDuringARestoreOfAMissingDatabase(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // not for secrets
@@ -102,6 +104,7 @@ func TestKillDuringARestoreOfAMissingDatabase(t *testing.T) {
 // take that is to begin a line that depends on nothing damaged: what is written
 // from then on is what a restore gives.
 func TestOnFromBeforeTheDamage(t *testing.T) {
+	t.Parallel()
 	vol, bucket := newVolume(t), t.TempDir()
 	db := vol.db(t)
 	settings := []string{"SLASHA_DB_PATH=" + db, "SLASHA_ENDPOINT=file://" + bucket, "SLASHA_HEALTH_ADDR=127.0.0.1:0"}
@@ -161,6 +164,7 @@ func TestOnFromBeforeTheDamage(t *testing.T) {
 // The path is a link onto the volume, as images have it: what is restored goes
 // where the link leads, and the link stays.
 func TestTheDatabaseBehindALink(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	real := vol.db(t)
 	link := filepath.Join(t.TempDir(), "app.db")
@@ -206,6 +210,7 @@ func TestTheDatabaseBehindALink(t *testing.T) {
 
 // No room is told before anything is read, and the database stays as it is.
 func TestNoRoomForARestore(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
@@ -224,6 +229,7 @@ func TestNoRoomForARestore(t *testing.T) {
 
 // A disk that runs full half way leaves the database as it was, and no litter.
 func TestDiskFullDuringARestore(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)

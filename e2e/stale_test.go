@@ -21,6 +21,7 @@ import (
 // An app moves to another host and back: the volume that it left behind there is
 // stale. It is set aside, and the app goes on with what it wrote last.
 func TestAMoveToAnotherHostAndBack(t *testing.T) {
+	t.Parallel()
 	h := newHosts(t, "a", "b")
 	h.write("a", 20, 0)
 	h.write("b", 20, 0) // restored first: it has none
@@ -56,8 +57,10 @@ func TestAMoveToAnotherHostAndBack(t *testing.T) {
 // Both went on: one without its bucket. What it never uploaded is kept, and the
 // log says how much that is.
 func TestVolumesThatWentOnDifferently(t *testing.T) {
+	t.Parallel()
 	for _, more := range []int{3, 300} { // behind the replica by number, and ahead of it
 		t.Run(fmt.Sprint(more), func(t *testing.T) {
+			t.Parallel()
 			h := newHosts(t, "a", "b")
 			h.write("a", 20, 0)
 			// The bucket goes away under a, which writes on.
@@ -93,8 +96,10 @@ func TestVolumesThatWentOnDifferently(t *testing.T) {
 // and as soon as the bucket answers, before anything is uploaded, it is stopped
 // and goes on with what the replica has.
 func TestAStaleVolumeThatIsFoundLate(t *testing.T) {
+	t.Parallel()
 	for onStale, code := range map[string]int{"restore": 0, "fail": 74} {
 		t.Run(onStale, func(t *testing.T) {
+			t.Parallel()
 			h := newHosts(t, "a", "b")
 			h.write("a", 20, 0)
 			h.write("b", 20, 0)
@@ -138,11 +143,13 @@ func TestAStaleVolumeThatIsFoundLate(t *testing.T) {
 // yet: killed before its first upload, it goes on where it was. So does a restore
 // to a point in time, which has less than the replica on purpose.
 func TestKillBeforeTheFirstUploadAfterARestore(t *testing.T) {
+	t.Parallel()
 	for name, settings := range map[string][]string{
 		"the newest":      nil,
 		"a point in time": {"SLASHA_RESTORE_PENDING=back"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			h := newHosts(t, "a", "b")
 			h.write("a", 20, 0)
 			if settings != nil {
@@ -157,11 +164,12 @@ func TestKillBeforeTheFirstUploadAfterARestore(t *testing.T) {
 			if settings != nil {
 				host = "a"
 			}
-			gate := `sleep 0.5; exec "$@"`
-			c := h.start(host, append([]string{"sh", "-c", gate, "sh"}, worker(t, h.volume[host], "--every", "5ms")...), settings...)
+			app, open := gate(t, worker(t, h.volume[host], "--every", "5ms"))
+			c := h.start(host, app, settings...)
 			testbed.WaitOutput(c.Process, c.Stderr, "restored", 20*time.Second, testbed.Contains("msg=restored"))
 			h.proxy.Heal()
 			h.proxy.Cut()
+			open()
 			c.WaitAcked(20, 20*time.Second)
 			c.Kill()
 			acked := len(c.Acked())
@@ -181,8 +189,10 @@ func TestKillBeforeTheFirstUploadAfterARestore(t *testing.T) {
 // still there. Litestream counts from 1 again then, and what it uploads is below
 // what a restore finds.
 func TestSmallFilesEatenByALifecycleRule(t *testing.T) {
+	t.Parallel()
 	for _, lost := range []bool{true, false} {
 		t.Run(fmt.Sprintf("volume lost %v", lost), func(t *testing.T) {
+			t.Parallel()
 			vol, bucket := newVolume(t), t.TempDir()
 			db := vol.db(t)
 			settings := []string{"SLASHA_DB_PATH=" + db, "SLASHA_ENDPOINT=file://" + bucket, "SLASHA_HEALTH_ADDR=127.0.0.1:0", "SLASHA_SYNC_INTERVAL=10ms"}

@@ -36,6 +36,7 @@ func refusals(t *testing.T) map[string]struct {
 }
 
 func TestMissingDatabaseAndBucketOutOfReach(t *testing.T) {
+	t.Parallel()
 	s3 := testbed.StartS3(t)
 	for name, r := range refusals(t) {
 		t.Run(name, func(t *testing.T) {
@@ -63,6 +64,7 @@ func TestMissingDatabaseAndBucketOutOfReach(t *testing.T) {
 }
 
 func TestPresentDatabaseAndBucketOutOfReach(t *testing.T) {
+	t.Parallel()
 	s3 := testbed.StartS3(t)
 	for name, r := range refusals(t) {
 		t.Run(name, func(t *testing.T) {
@@ -103,6 +105,7 @@ func TestPresentDatabaseAndBucketOutOfReach(t *testing.T) {
 }
 
 func TestRegionIsTakenFromTheServersAnswer(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3In(t, "eu-test-7"), newVolume(t)
 	db := vol.db(t)
 	// The app's own AWS settings must neither break nor redirect us.
@@ -126,6 +129,7 @@ func TestRegionIsTakenFromTheServersAnswer(t *testing.T) {
 // With the database there, the start does not wait for the bucket: here one that
 // takes connections and never says a word.
 func TestNothingWaitsForTheNetwork(t *testing.T) {
+	t.Parallel()
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -159,6 +163,7 @@ func TestNothingWaitsForTheNetwork(t *testing.T) {
 
 // A stop signal during a wait for the bucket ends the wait at once.
 func TestStopDuringAWait(t *testing.T) {
+	t.Parallel()
 	db := newVolume(t).db(t)
 	refused := testbed.FreeAddr(t)
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
@@ -179,6 +184,7 @@ func TestStopDuringAWait(t *testing.T) {
 }
 
 func TestAppsExitCodeAndLastUploadOfAShortLife(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--count", "3", "--every", "0", "--exit", "7")...)
@@ -191,6 +197,7 @@ func TestAppsExitCodeAndLastUploadOfAShortLife(t *testing.T) {
 
 // An app may also work without ever making a database.
 func TestNoDatabaseAtAll(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	c := testbed.StartContainer(t, s3.Settings(s3.URL(), vol.db(t)), "sleep", "60")
 	s := c.WaitHealth(10*time.Second, healthy)
@@ -206,6 +213,7 @@ func TestNoDatabaseAtAll(t *testing.T) {
 // After a clean stop there is nothing to upload at the next start; what was
 // uploaded last is still told.
 func TestARestartWithNothingToUpload(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	settings := s3.Settings(s3.URL(), db)
@@ -231,6 +239,7 @@ func TestARestartWithNothingToUpload(t *testing.T) {
 
 // The command line, as testscript files in testdata/script tell it.
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	bins := t.TempDir()
 	for name, bin := range map[string]string{"slasha-init": testbed.SlashaInit(t), "guestbook": testbed.Guestbook(t)} {
 		if err := os.Symlink(bin, filepath.Join(bins, name)); err != nil {

@@ -24,12 +24,11 @@ func supervised(t *testing.T, flags []string, script string) *testbed.Process {
 }
 
 func TestExitCodes(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	write := func(name, content string, mode os.FileMode) string {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(content), mode); err != nil {
-			t.Fatal(err)
-		}
+		testbed.WriteProgram(t, path, strings.NewReader(content), mode)
 		return path
 	}
 	for name, c := range map[string]struct {
@@ -50,6 +49,7 @@ func TestExitCodes(t *testing.T) {
 		"wrong architecture":  {[]string{write("elf", "\x7fELF\x02\x01\x01"+strings.Repeat("\x00", 9)+"\x02\x00\xf3\x00\x01\x00\x00\x00"+strings.Repeat("\x00", 28)+"\x40\x00\x38\x00\x00\x00\x40\x00\x00\x00\x00\x00", 0o755)}, 126, "it is built for riscv"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			code, _, stderr := testbed.Run(t, nil, 10*time.Second, testbed.SlashaInit(t), append([]string{"--health-addr=off", "--"}, c.command...)...)
 			if code != c.code || !strings.Contains(stderr, c.says) {
 				t.Errorf("exit %d, want %d; stderr: %s", code, c.code, stderr)
@@ -59,6 +59,7 @@ func TestExitCodes(t *testing.T) {
 }
 
 func TestSignalsReachTheGroupOnce(t *testing.T) {
+	t.Parallel()
 	// The shell and its child both count; sleep in short steps lets traps run.
 	p := supervised(t, nil, "child="+filepath.Join(t.TempDir(), "child")+`
 		(trap 'echo child-usr1' USR1; trap 'echo child-hup' HUP; trap 'echo child-rt' RTMIN+3; trap 'echo child-term; exit 0' TERM; echo > $child; while :; do sleep 0.01; done) &
@@ -89,6 +90,7 @@ func TestSignalsReachTheGroupOnce(t *testing.T) {
 }
 
 func TestStopKillsWhatIgnoresIt(t *testing.T) {
+	t.Parallel()
 	p := supervised(t, []string{"--stop-timeout=3s"}, `trap "" TERM; (trap "" TERM; while :; do sleep 0.1; done) & echo ready; while :; do sleep 0.1; done`)
 	began := time.Now()
 	p.Signal(syscall.SIGTERM)
@@ -103,6 +105,7 @@ func TestStopKillsWhatIgnoresIt(t *testing.T) {
 }
 
 func TestSecondInterruptKills(t *testing.T) {
+	t.Parallel()
 	p := supervised(t, []string{"--stop-timeout=60s"}, `trap "" INT TERM; echo ready; while :; do sleep 0.1; done`)
 	p.Signal(syscall.SIGINT)
 	testbed.WaitOutput(p, p.Stderr, "stopping", 5*time.Second, testbed.Contains("msg=stopping"))
@@ -123,11 +126,11 @@ func noneLeft(t *testing.T, p *testbed.Process) {
 // A leader that exits must not cost its helpers their grace: the helper needs a
 // moment to write what it has.
 func TestHelpersHaveTimeToFinish(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "written")
+	t.Parallel()
 	for name, how := range map[string]string{"in the group": "", "in a session of their own": "setsid "} {
 		t.Run(name, func(t *testing.T) {
-			_ = os.Remove(file)
-			ready := filepath.Join(t.TempDir(), "ready")
+			t.Parallel()
+			file, ready := filepath.Join(t.TempDir(), "written"), filepath.Join(t.TempDir(), "ready")
 			helper := fmt.Sprintf(`trap "sleep 0.3; echo done > %s; exit 0" TERM; echo > %s; while :; do sleep 0.01; done`, file, ready)
 			p := testbed.Start(t, nil, testbed.SlashaInit(t), "--health-addr=off", "--", "sh", "-c",
 				fmt.Sprintf(`%ssh -c '%s' & until [ -e %s ]; do sleep 0.01; done; exit 9`, how, helper, ready))
@@ -142,6 +145,7 @@ func TestHelpersHaveTimeToFinish(t *testing.T) {
 }
 
 func TestOrphansAreReaped(t *testing.T) {
+	t.Parallel()
 	// Each subshell leaves an orphan that ends a little later.
 	p := supervised(t, nil, `i=0; while [ $i -lt 300 ]; do (sh -c 'sleep 0.05' &) ; i=$((i+1)); done; sleep 0.5; echo ready; while :; do sleep 0.1; done`)
 	zombies := 0
@@ -165,6 +169,7 @@ func TestOrphansAreReaped(t *testing.T) {
 }
 
 func TestOurDeathTakesTheAppWithIt(t *testing.T) {
+	t.Parallel()
 	p := supervised(t, nil, `echo pid $$; echo ready; while :; do sleep 0.1; done`)
 	var pid int
 	if _, err := fmt.Sscanf(p.Stdout.String(), "pid %d", &pid); err != nil {
@@ -181,6 +186,7 @@ func TestOurDeathTakesTheAppWithIt(t *testing.T) {
 }
 
 func TestTheAppSeesItsOwnEnvironment(t *testing.T) {
+	t.Parallel()
 	env := []string{"SLASHA_LOG_LEVEL=debug", "LITESTREAM_SECRET_ACCESS_KEY=wrong-secret", "SLASHA_APP=1", "AWS_REGION=x", "SLASHA_SECRET_ACCESS_KEY_FILE="}
 	out := testbed.MustRun(t, env, 10*time.Second, testbed.SlashaInit(t), "--health-addr=off", "--", "env")
 	for _, want := range []string{"SLASHA_APP=1", "AWS_REGION=x"} {
@@ -196,6 +202,7 @@ func TestTheAppSeesItsOwnEnvironment(t *testing.T) {
 }
 
 func TestALogThatNobodyReads(t *testing.T) {
+	t.Parallel()
 	// A full pipe, so that every write to it blocks.
 	var fds [2]int
 	if err := syscall.Pipe2(fds[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK); err != nil {

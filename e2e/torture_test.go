@@ -38,6 +38,7 @@ const (
 )
 
 func TestTorture(t *testing.T) {
+	t.Parallel()
 	seed := chosenSeed(t)
 	rounds := tortureRounds
 	if raced() {

@@ -16,6 +16,7 @@ import (
 // The replica is restored and checked while the app writes; when it can't be
 // restored any more, health says so, though uploads work.
 func TestVerifyInterval(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	settings := append(s3.Settings(s3.URL(), db), "SLASHA_VERIFY_INTERVAL=300ms")

@@ -29,6 +29,7 @@ func startAs(t *testing.T, uid uint32, bin string, settings []string, app ...str
 // users, a worker takes over from a web that was killed, and the next web, of a third
 // user, follows.
 func TestInstancesOfDifferentUsers(t *testing.T) {
+	t.Parallel()
 	testbed.NeedRoot(t)
 	s3, dir := testbed.StartS3(t), openDir(t)
 	for _, bin := range []string{testbed.SlashaInit(t), testbed.Guestbook(t)} {
@@ -84,6 +85,7 @@ func TestInstancesOfDifferentUsers(t *testing.T) {
 // A volume without locks, as some network file systems are: that is told, once, and
 // what is left is the lease. It keeps the second instance away all the same.
 func TestAVolumeWithoutLocks(t *testing.T) {
+	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
 	db := vol.db(t)
 	start := func(more ...string) *testbed.Container {
@@ -94,7 +96,7 @@ func TestAVolumeWithoutLocks(t *testing.T) {
 	first := start()
 	first.WaitAcked(5, 20*time.Second)
 	first.WaitHealth(20*time.Second, someSynced)
-	first.WaitHealth(time.Second, leaseIs("held"))
+	first.WaitHealth(20*time.Second, leaseIs("held"))
 	if n := strings.Count(first.Stderr.String(), "this volume can't be locked"); n != 1 {
 		t.Errorf("that there are no locks is told %d times: %s", n, first.Stderr)
 	}

@@ -16,6 +16,7 @@ import (
 // Here the container was killed, and the bucket is away when it is started again: the
 // app writes on, past the 1,000 pages at which SQLite checkpoints.
 func TestAWALThatWasResetUnseen(t *testing.T) {
+	t.Parallel()
 	for _, more := range []string{"280", "400"} {
 		t.Run(more, func(t *testing.T) {
 			t.Parallel()
@@ -46,6 +47,7 @@ func TestAWALThatWasResetUnseen(t *testing.T) {
 // The same with the bucket there: whether the app or Litestream comes first is
 // chance, and the app may have ended before anything was captured.
 func TestAWALThatWasResetInAHurry(t *testing.T) {
+	t.Parallel()
 	for range 5 {
 		h := newHosts(t, "a")
 		c := h.start("a", worker(t, h.volume["a"], "--burst", "250", "--every", "10m"))

@@ -3,7 +3,6 @@ package conformance
 import (
 	"flag"
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -19,22 +18,32 @@ var (
 // TestConformance wants ours to pass every check. With -peers it examines the
 // others too, whose failures are told and fail nothing.
 func TestConformance(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root, for PID namespaces")
-	}
+	testbed.NeedRoot(t)
+	t.Parallel()
 	all := subjects(t)
 	if !*peers {
 		all = all[:1]
 	}
-	var results []result
+	var results []*result
+	t.Cleanup(func() { // when the last check has ended
+		table := scores(all, results)
+		t.Log("\n" + table)
+		if *write {
+			save(t, all, table, results)
+		}
+	})
 	for _, s := range all {
 		for _, pid1 := range []bool{true, false} {
 			for _, c := range checks {
 				if (pid1 && c.pid1 == onlyNotPID1) || (!pid1 && c.pid1 == onlyPID1) {
 					continue
 				}
-				r := result{check: c, subject: s.name, pid1: pid1}
+				r := &result{check: c, subject: s.name, pid1: pid1}
+				results = append(results, r)
 				t.Run(fmt.Sprintf("%s/%s/%s", s.name, where(pid1), c.name), func(t *testing.T) {
+					if !*peers { // whom we don't wait for as long as for ours
+						t.Parallel()
+					}
 					r.failure = examine(t, s, pid1, c.run)
 					switch {
 					case r.failure == "":
@@ -44,14 +53,8 @@ func TestConformance(t *testing.T) {
 						t.Log(r.failure)
 					}
 				})
-				results = append(results, r)
 			}
 		}
-	}
-	table := scores(all, results)
-	t.Log("\n" + table)
-	if *write {
-		save(t, all, table, results)
 	}
 }
 
@@ -71,7 +74,7 @@ func where(pid1 bool) string {
 }
 
 // scores makes the table of how many checks each init passes.
-func scores(all []subject, results []result) string {
+func scores(all []subject, results []*result) string {
 	var b strings.Builder
 	b.WriteString("| init | as PID 1 | not as PID 1 |\n|---|---|---|\n")
 	for _, s := range all {
@@ -109,7 +112,7 @@ func title(s subject) string {
 }
 
 // save writes the results into the document.
-func save(t *testing.T, all []subject, table string, results []result) {
+func save(t *testing.T, all []subject, table string, results []*result) {
 	var b strings.Builder
 	b.WriteString("\n" + table + "\n| check |")
 	for _, s := range all {
@@ -141,8 +144,8 @@ func save(t *testing.T, all []subject, table string, results []result) {
 }
 
 // verdict is a cell of the table, and what was seen.
-func verdict(s subject, c check, results []result) (mark, seen string) {
-	var failed, all []result
+func verdict(s subject, c check, results []*result) (mark, seen string) {
+	var failed, all []*result
 	for _, r := range results {
 		if r.subject == s.name && r.name == c.name {
 			all = append(all, r)

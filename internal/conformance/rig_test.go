@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/creack/pty"
-
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
@@ -313,26 +311,8 @@ func (r *rig) onTerminal(app ...string) *run {
 
 // startOn runs a command on a new terminal.
 func (r *rig) startOn(cmd *exec.Cmd) *run {
-	master, tty, err := pty.Open()
-	if err != nil {
-		r.Fatalf("no terminal: %v", err)
-	}
-	// The library leaves it blocking, and then a read keeps it open.
-	if fd, err := syscall.Dup(int(master.Fd())); err == nil && syscall.SetNonblock(fd, true) == nil {
-		_ = master.Close()
-		syscall.CloseOnExec(fd)
-		master = os.NewFile(uintptr(fd), "terminal")
-	}
-	r.Cleanup(func() { _ = master.Close() })
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
-	if r.pid1 && cmd.Args[0] == "unshare" {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	} else {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	}
-	p := testbed.StartCmd(r, cmd)
-	_ = tty.Close()
-	go func() { _, _ = io.Copy(p.Stdout, master) }()
+	// As PID 1 it makes the session itself.
+	p, master := testbed.StartOnTerminal(r, cmd, !(r.pid1 && cmd.Args[0] == "unshare"))
 	run := r.adopt(p)
 	run.master = master
 	return run

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,14 +21,25 @@ func CopyFile(t testing.TB, from, to string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = src.Close() }()
-	dst, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	WriteProgram(t, to, src, 0o755)
+}
+
+// WriteProgram writes a file that is going to be executed. While it is open, this
+// process starts no other: a child has all that its parent has open until it executes
+// its own program, and what somebody has open for writing can't be executed ("text
+// file busy").
+func WriteProgram(t testing.TB, file string, from io.Reader, mode os.FileMode) {
+	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	to, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, mode)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.Copy(dst, src); err != nil {
+	if _, err := io.Copy(to, from); err != nil {
 		t.Fatal(err)
 	}
-	if err := dst.Close(); err != nil {
+	if err := to.Close(); err != nil {
 		t.Fatal(err)
 	}
 }

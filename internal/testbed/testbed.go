@@ -159,6 +159,13 @@ func Command(env []string, name string, args ...string) *exec.Cmd {
 // process group. Output that is not set is collected.
 func StartCmd(t testing.TB, cmd *exec.Cmd) *Process {
 	t.Helper()
+	return start(t, cmd, func() {})
+}
+
+// start is StartCmd. collect is called when the process has ended, and returns when
+// all of its output is there.
+func start(t testing.TB, cmd *exec.Cmd, collect func()) *Process {
+	t.Helper()
 	p := &Process{Cmd: cmd, Stdout: &Output{}, Stderr: &Output{}, t: t, done: make(chan struct{})}
 	if cmd.Stdout == nil {
 		cmd.Stdout = p.Stdout
@@ -177,6 +184,7 @@ func StartCmd(t testing.TB, cmd *exec.Cmd) *Process {
 	}
 	go func() {
 		p.err = p.Cmd.Wait()
+		collect()
 		close(p.done)
 	}()
 	t.Cleanup(func() {
