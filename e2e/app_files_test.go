@@ -209,7 +209,7 @@ func TestADatabaseThatIsDeleted(t *testing.T) {
 	db := vol.db(t)
 	c := testbed.StartContainer(t, s3.Settings(s3.URL(), db), worker(t, db, "--every", "20ms", "--persist")...)
 	c.WaitAcked(10, 20*time.Second)
-	c.WaitHealth(20*time.Second, healthy)
+	c.WaitHealth(20*time.Second, someSynced) // so replication has it open too
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		if err := os.Remove(db + suffix); err != nil {
 			t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/slashacom/slasha-init/healthz"
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
@@ -78,6 +79,7 @@ func TestSeveralProcesses(t *testing.T) {
 	start := func(t *testing.T) *testbed.Container {
 		c := testbed.Adopt(t, testbed.Start(t, nil, testbed.SlashaInit(t), "run", "--health-addr=127.0.0.1:0", "--procfile", procfile, "--formation", "web=1,worker=2"))
 		testbed.WaitOutput(c.Process, c.Stdout, "three", 10*time.Second, func(s string) (struct{}, bool) { return struct{}{}, strings.Count(s, "ready") == 3 })
+		c.WaitHealth(20*time.Second, inPhase(healthz.Running)) // and it knows that they run
 		return c
 	}
 	t.Run("health shows them all", func(t *testing.T) {

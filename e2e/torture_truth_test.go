@@ -65,7 +65,14 @@ func (a *arena) judgeEnd(l *tenure) {
 			a.clean(l)
 		}
 	case 128 + int(syscall.SIGTERM):
-		ok = l.stops && has("stopped before the app was started", "ended by signal 15") // the app, before it caught that
+		// Either it has exited with that code: it was told to stop before its app was
+		// started, or its app before that caught the signal. Or the signal itself has
+		// ended it, which is right only before its first instruction: supervisor/early.c
+		// takes all signals before main, and nobody has said a word by then.
+		ok = l.stops && has("stopped before the app was started", "ended by signal 15")
+		if state, is := l.Cmd.ProcessState.Sys().(syscall.WaitStatus); is && state.Signaled() {
+			ok = l.stops && said == "" && len(l.acks.all()) == 0 && len(l.acks.odd) == 0
+		}
 	case 70:
 		ok = l.stops && has("the last upload failed")
 	case 74:
