@@ -17,6 +17,21 @@ LDFLAGS    := -s -w -X main.version=$(VERSION) -linkmode external -extldflags "-
 GOEXP      := $(shell GOEXPERIMENT=nogreenteagc go version >/dev/null 2>&1 && echo GOEXPERIMENT=nogreenteagc)
 GOBUILD    := $(GOEXP) CGO_ENABLED=1 go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)'
 
+# Tests wait most of their time, for a bucket, an app or a lease, so more of them run at
+# once than there are cores (Go's default). With the release's tags they test what is
+# released, and share what is compiled with the linters.
+GOTEST     := go test -tags $(TAGS) -count=1 -parallel 8
+# What the race run does not repeat, because the detector can't find anything in it:
+#   TestModel                      one goroutine walks through all states of the lease,
+#                                  for a minute of CPU time, and many with the detector
+#   ...InDocker..., ...InAnEmptyRoot  they run the released binary in images without a
+#                                  libc, which the detector's needs: the same run again
+#   TestRequestsOfAnIdleDatabase   counts for two minutes how little an idle container
+#                                  does; all others do more of the same
+#   TestLinkedPackages             runs go list
+# Other inits are examined by make conformance only, benchmarks by their own targets.
+NORACE     := ^(TestModel|Test.*InDocker|TestDocker.*|Test.*InAnEmptyRoot|TestRequestsOfAnIdleDatabase|TestLinkedPackages)$$
+
 # What each architecture's C compiler is called in Debian: natively, and as a
 # cross compiler.
 CC_amd64   := $(if $(filter amd64,$(HOSTARCH)),gcc,x86_64-linux-gnu-gcc)
@@ -38,24 +53,28 @@ demo: setup ## run the main job: write, lose the volume, get it back
 .PHONY: test
 test: setup tools ## build what the tests need, and run them all
 	@$(MAKE) --no-print-directory binaries
-	go test -count=1 -timeout 20m ./...
+	$(GOTEST) -timeout 20m ./...
 
 .PHONY: race
 race: setup tools ## the tests again, with the race detector in the tests and in the binary
 	@$(MAKE) --no-print-directory binaries
-	CGO_ENABLED=1 go build -race -o bin/slasha-init-race .
-	SLASHA_TEST_BINARY=$(CURDIR)/bin/slasha-init-race go test -race -count=1 -timeout 30m ./...
+	CGO_ENABLED=1 go build -race -tags $(TAGS) -o bin/slasha-init-race .
+	SLASHA_TEST_BINARY=$(CURDIR)/bin/slasha-init-race $(GOTEST) -race -skip '$(NORACE)' -timeout 30m ./...
+
+.PHONY: fuzz
+fuzz: setup ## fuzz each parser for a moment
+	.ci/fuzz
 
 .PHONY: conformance
 conformance: setup ## examine us and other inits as PID 1, and write docs/pid1.md
 	@.ci/setup inits
 	@$(MAKE) --no-print-directory binaries
-	go test -count=1 -timeout 30m ./internal/conformance -args -peers -write
+	$(GOTEST) -timeout 30m ./internal/conformance -args -peers -write
 
 .PHONY: faults
 faults: setup tools ## let the bucket fail in every way under every workload, and write docs/faults.md
 	@$(MAKE) --no-print-directory binaries
-	SLASHA_FAULTS=all SLASHA_FAULTS_OUTAGE=2m go test -v -count=1 -run '^TestFaults$$' -timeout 60m ./e2e
+	SLASHA_FAULTS=all SLASHA_FAULTS_OUTAGE=2m $(GOTEST) -v -run '^TestFaults$$' -timeout 60m ./e2e
 
 .PHONY: bench
 bench: setup $(CACHE)/litestream ## start and memory, compared with tini, dumb-init and litestream
@@ -76,8 +95,8 @@ bench-restore: setup tools ## restores compared with litestream's and a plain do
 .PHONY: lint
 lint: $(addprefix $(CACHE)/,$(LINTERS)) ## vet, staticcheck and the linter
 	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
-	go vet ./... ./testdata/guestbook ./testdata/bench
-	$(CACHE)/staticcheck ./... ./testdata/guestbook ./testdata/bench
+	go vet -tags $(TAGS) ./... ./testdata/guestbook ./testdata/bench
+	$(CACHE)/staticcheck -tags $(TAGS) ./... ./testdata/guestbook ./testdata/bench
 	$(CACHE)/golangci-lint run ./... ./testdata/guestbook ./testdata/bench
 
 .PHONY: build
