@@ -146,6 +146,7 @@ func TestRestoreWhileRunningIsRefused(t *testing.T) {
 	settings := s3.Settings(proxy.URL(), db)
 	c := testbed.StartContainer(t, settings, worker(t, db, "--every", "5ms")...)
 	c.WaitAcked(20, 20*time.Second)
+	c.WaitHealth(20*time.Second, someSynced)
 	now := func(want int, says string, args ...string) {
 		t.Helper()
 		code, out, said := testbed.Run(t, settings, 40*time.Second, testbed.SlashaInit(t), append([]string{"restore", "--now"}, args...)...)
