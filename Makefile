@@ -15,12 +15,14 @@ LDFLAGS    := -s -w -X main.version=$(VERSION) -linkmode external -extldflags "-
 # for: 22 ms to main with it, 16 without, on the machine of docs/pid1.md. Where
 # the toolchain no longer has the choice, it is built as it is.
 GOEXP      := $(shell GOEXPERIMENT=nogreenteagc go version >/dev/null 2>&1 && echo GOEXPERIMENT=nogreenteagc)
-GOBUILD    := $(GOEXP) CGO_ENABLED=1 go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)'
+GOWITH     := -trimpath -tags=$(TAGS)
+GOBUILD    := $(GOEXP) CGO_ENABLED=1 go build $(GOWITH) -ldflags '$(LDFLAGS)'
 
 # Tests wait most of their time, for a bucket, an app or a lease, so more of them run at
-# once than there are cores (Go's default). With the release's tags they test what is
-# released, and share what is compiled with the linters.
-GOTEST     := go test -tags $(TAGS) -count=1 -parallel 8
+# once than there are cores (Go's default). They are compiled as the release is, and so are
+# the linters' packages: it is the same program, and Go compiles it once for all.
+GOTEST     := $(GOEXP) go test $(GOWITH) -count=1 -parallel 8
+LINT       := $(GOEXP) GOFLAGS="$$GOFLAGS $(GOWITH)"
 # What the race run does not repeat, because the detector can't find anything in it:
 #   TestModel                      one goroutine walks through all states of the lease,
 #                                  for a minute of CPU time, and many with the detector
@@ -58,7 +60,7 @@ test: setup tools ## build what the tests need, and run them all
 .PHONY: race
 race: setup tools ## the tests again, with the race detector in the tests and in the binary
 	@$(MAKE) --no-print-directory binaries
-	CGO_ENABLED=1 go build -race -tags $(TAGS) -o bin/slasha-init-race .
+	$(GOEXP) CGO_ENABLED=1 go build $(GOWITH) -race -o bin/slasha-init-race .
 	SLASHA_TEST_BINARY=$(CURDIR)/bin/slasha-init-race $(GOTEST) -race -skip '$(NORACE)' -timeout 30m ./...
 
 .PHONY: fuzz
@@ -85,19 +87,19 @@ bench: setup $(CACHE)/litestream ## start and memory, compared with tini, dumb-i
 .PHONY: bench-replicate
 bench-replicate: setup tools ## replication compared with litestream's, on a bucket 30 ms away (takes a quarter of an hour)
 	@$(MAKE) --no-print-directory binaries
-	go test -run '^$$' -bench '^BenchmarkReplicate$$' -benchtime 1x -timeout 30m ./e2e -args -replicate-table $(CURDIR)/.cache/bench-replicate.md
+	$(GOTEST) -run '^$$' -bench '^BenchmarkReplicate$$' -benchtime 1x -timeout 30m ./e2e -args -replicate-table $(CURDIR)/.cache/bench-replicate.md
 
 .PHONY: bench-restore
 bench-restore: setup tools ## restores compared with litestream's and a plain download (takes half an hour)
 	@$(MAKE) --no-print-directory binaries
-	go test -run '^$$' -bench '^BenchmarkRestore$$' -benchtime 1x -timeout 60m ./e2e -args -table $(CURDIR)/.cache/bench-restore.md
+	$(GOTEST) -run '^$$' -bench '^BenchmarkRestore$$' -benchtime 1x -timeout 60m ./e2e -args -table $(CURDIR)/.cache/bench-restore.md
 
 .PHONY: lint
 lint: $(addprefix $(CACHE)/,$(LINTERS)) ## vet, staticcheck and the linter
 	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
-	go vet -tags $(TAGS) ./... ./testdata/guestbook ./testdata/bench
-	$(CACHE)/staticcheck -tags $(TAGS) ./... ./testdata/guestbook ./testdata/bench
-	$(CACHE)/golangci-lint run ./... ./testdata/guestbook ./testdata/bench
+	$(LINT) go vet ./... ./testdata/guestbook ./testdata/bench
+	$(LINT) $(CACHE)/staticcheck ./... ./testdata/guestbook ./testdata/bench
+	$(LINT) $(CACHE)/golangci-lint run ./... ./testdata/guestbook ./testdata/bench
 
 .PHONY: build
 build: setup ## static binaries for amd64 and arm64, in bin/
