@@ -312,7 +312,7 @@ func (r *rig) onTerminal(app ...string) *run {
 // startOn runs a command on a new terminal.
 func (r *rig) startOn(cmd *exec.Cmd) *run {
 	// As PID 1 it makes the session itself.
-	p, master := testbed.StartOnTerminal(r, cmd, !(r.pid1 && cmd.Args[0] == "unshare"))
+	p, master := testbed.StartOnTerminal(r, cmd, !r.pid1 || cmd.Args[0] != "unshare")
 	run := r.adopt(p)
 	run.master = master
 	return run
