@@ -1,5 +1,4 @@
-// Package durable writes small files that a crash leaves as they were, or as they
-// were to be.
+// Package durable writes small files. A crash leaves either the old file or the new one.
 package durable
 
 import (
@@ -10,9 +9,9 @@ import (
 )
 
 // Note is a small file of ours in a folder. The folder is opened for each use, and the
-// file is reached through it (see os.Root): a link in the folder leads to nowhere
-// outside. Whoever makes a Note knows its folder and name; whoever gets it, what is
-// written there.
+// file is reached through it (see os.Root): a link in the folder can't lead
+// outside. Whoever makes a Note knows its folder and name; whoever gets it decides what
+// is written there.
 type Note struct {
 	path string
 	room func() error // makes the folder; nil where it exists
@@ -37,15 +36,22 @@ func (n Note) Read() (data []byte, err error) {
 		data, err = dir.ReadFile(name)
 		return err
 	})
+	if errors.Is(err, fs.ErrPermission) { // a folder that this user may only pass through
+		return os.ReadFile(n.path)
+	}
 	return data, err
 }
 
 // Exists reports whether there is a note. One that can't be looked at counts as none.
 func (n Note) Exists() bool {
-	return n.in(func(dir *os.Root, name string) error {
+	err := n.in(func(dir *os.Root, name string) error {
 		_, err := dir.Stat(name)
 		return err
-	}) == nil
+	})
+	if errors.Is(err, fs.ErrPermission) {
+		_, err = os.Stat(n.path)
+	}
+	return err == nil
 }
 
 // Write replaces the note, or makes it. Everybody may read it: no note holds a secret.
@@ -59,7 +65,7 @@ func (n Note) Write(data []byte) error {
 	return WriteFile(n.path, data, 0o644)
 }
 
-// Remove removes the note. That there is none is no error.
+// Remove removes the note. If there is none, that is not an error.
 func (n Note) Remove() error {
 	err := n.in(func(dir *os.Root, name string) error { return dir.Remove(name) })
 	if errors.Is(err, fs.ErrNotExist) {
@@ -68,9 +74,12 @@ func (n Note) Remove() error {
 	return err
 }
 
-func (n Note) in(do func(dir *os.Root, name string) error) error { return in(n.path, do) }
+func (n Note) in(do func(dir *os.Root, name string) error) error { return InFolder(n.path, do) }
 
-func in(path string, do func(dir *os.Root, name string) error) error {
+// InFolder opens the folder of the file at a path for one step, and passes it on with
+// the file's name in it. Apps may replace their whole data folder by a rename, and a
+// folder that stays open would be the old one.
+func InFolder(path string, do func(dir *os.Root, name string) error) error {
 	dir, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
 		return err
@@ -80,8 +89,8 @@ func in(path string, do func(dir *os.Root, name string) error) error {
 
 // WriteFile replaces the file at the path, or makes it, with the permissions perm
 // whatever the umask is. When it returns nil the contents and the name are on the
-// disk; on an error, and after a crash, the old file is there, or the new one. Two at
-// the same time are the caller's to prevent.
+// disk; on an error, and after a crash, the old file is there, or the new one. The
+// caller sees to it that nobody else writes the file at the same time.
 //
 //	open   the folder; what follows is relative to it
 //	unlink name.tmp (of a crash, maybe of another user, or a link to elsewhere)
@@ -90,7 +99,7 @@ func in(path string, do func(dir *os.Root, name string) error) error {
 //	rename name.tmp, name
 //	fsync  the folder
 func WriteFile(path string, data []byte, perm fs.FileMode) error {
-	return in(path, func(dir *os.Root, name string) error { return write(dir, name, data, perm) })
+	return InFolder(path, func(dir *os.Root, name string) error { return write(dir, name, data, perm) })
 }
 
 func write(dir *os.Root, name string, data []byte, perm fs.FileMode) error {

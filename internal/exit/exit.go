@@ -1,7 +1,7 @@
-// Package exit has the exit codes of slasha-init's own, and how an error carries
-// one. The app's own code goes before them: see supervisor.Exit.
+// Package exit has slasha-init's own exit codes, and says how an error carries one. The
+// app's code takes precedence over them: see supervisor.Exit.
 //
-// An error that ends the program says with which code by a method ExitCode. Each
+// An error that ends the program has a method ExitCode, which returns the code. Each
 // package gives it to its own errors; main asks Code once, at the end.
 package exit
 
@@ -12,20 +12,26 @@ import (
 
 // The codes. Those from 64 on are from sysexits.h, where they fit.
 const (
-	// No: a command that asks, like healthcheck or sync, was answered no.
+	// No: a command that asks, like healthcheck or sync, was answered no. It is also the
+	// code of an error without one.
 	No = 1
-	// Usage: a flag or an argument is wrong.
+	// Usage: a flag or an argument is wrong. By config.Error.
 	Usage = 64
-	// Upload: the app ended well, but the last upload failed.
+	// Upload: the app ended well, but the last upload failed. By replicate.UnsyncedError,
+	// and by a follower that had no time to take over.
 	Upload = 70
-	// System: the system refuses something that every program needs.
+	// System: the system refuses something that every program needs. By main.run.
 	System = 71
-	// Restore: a restore failed. The database is as it was.
+	// Restore: a restore failed, and the database is as it was; or a start must not go on
+	// without one. By restore.Failure, and by main for the restore command.
 	Restore = 74
-	// Held: another instance holds this database or its replica, or has taken the
-	// lease.
+	// Held: another instance holds this database (volume.HeldError) or its replica
+	// (lease.HeldError), or has taken the lease (lease.LostError); or --lease=required,
+	// and the replica did not answer in time (replica.Take).
 	Held = 75
-	// Config: the configuration is wrong.
+	// Config: the configuration is wrong. By config.Error, by main for an address or a
+	// place that can't be used, and by replica.Take for --lease=required where the
+	// service can't keep a lease.
 	Config = 78
 )
 
@@ -42,7 +48,7 @@ func Code(err error) int {
 	return No
 }
 
-// With gives an error an exit code. It goes before one that the error has already.
+// With gives an error an exit code, in the place of one that the error has already.
 // With(code, nil) is nil.
 func With(code int, err error) error {
 	if err == nil {
@@ -65,5 +71,5 @@ type Stopped struct{ Signal syscall.Signal }
 
 func (e *Stopped) Error() string { return "stopped by signal " + e.Signal.String() }
 
-// ExitCode is 128+n, as shells have it.
+// ExitCode is 128+n, as in shells.
 func (e *Stopped) ExitCode() int { return 128 + int(e.Signal) }

@@ -28,7 +28,7 @@ func New(w io.Writer, cfg Config) *slog.Logger {
 }
 
 // librarian passes on what Litestream logs from warnings up, and all of it when
-// we debug: its information is about its own inner life.
+// we debug: its lines at level info are about its own inner workings.
 type librarian struct {
 	slog.Handler
 	least slog.Level
@@ -67,9 +67,9 @@ func Redact(s string, secrets []string) string {
 	return s
 }
 
-// Writer never blocks for long: lines wait in memory
-// for a goroutine to write them, and are dropped when too many wait. A log
-// reader that is stuck or gone must not keep PID 1 from its work.
+// Writer never blocks for long: lines wait in memory for a goroutine to write them, and
+// are dropped when too many wait. A log reader that is stuck or gone must not keep PID 1
+// from its work.
 type Writer struct {
 	out io.Writer
 
@@ -140,7 +140,7 @@ func (w *Writer) loop() {
 				w.dropped = 0
 			}
 			w.mu.Unlock()
-			_, _ = w.out.Write(batch) // a reader that is gone can't be told so
+			_, _ = w.out.Write(batch) // when the reader is gone, there is nobody to report that to
 		}
 	}
 }
