@@ -12,12 +12,12 @@ import (
 	"github.com/aws/smithy-go"
 )
 
-// meaning is what one kind of answer means to a person. In the sentence, {bucket}
-// is the bucket by name, {name} the bare name, {host} the service, and {request}
-// what was asked of it.
+// meaning is what one kind of answer means to a person. In the sentence, {bucket} becomes
+// the bucket with its name, {name} the bare name, {host} the service, and {request} the
+// SDK's name of the request.
 type meaning struct {
 	class     Class
-	temporary bool // the same request may succeed later without anybody's doing
+	temporary bool // the same request may succeed later although nobody changes anything
 	says      string
 }
 
@@ -27,7 +27,7 @@ var (
 	wrongSecret = &meaning{ClassSecret, false, "{bucket} refused the signature: the secret access key is wrong"}
 	expired     = &meaning{ClassExpired, false, "{bucket}: the temporary credentials have expired"}
 	noBucket    = &meaning{ClassBucket, false, `there is no bucket "{name}" at {host}`}
-	badName     = &meaning{ClassBucket, false, `{host} takes "{name}" for no name of a bucket: check --bucket`}
+	badName     = &meaning{ClassBucket, false, `{host} does not accept "{name}" as a bucket name: check --bucket`}
 	denied      = &meaning{ClassDenied, false, "{bucket} denied access"}
 	account     = &meaning{ClassDenied, false, "{host} has closed or limited the account of {bucket}: ask the provider"}
 	skewed      = &meaning{ClassClock, false, "{bucket} refused the request's time: this machine's clock is wrong"}
@@ -42,16 +42,16 @@ var (
 	slow        = &meaning{ClassTimeout, true, "{bucket} did not receive the request in time"}
 	starting    = &meaning{ClassServer, true, "{host} is still starting up"}
 	busy        = &meaning{ClassServer, true, "{bucket} is busy with another change to the same thing"}
-	fault       = &meaning{ClassServer, true, "the service of {bucket} at {host} has a fault of its own"}
+	fault       = &meaning{ClassServer, true, "the service of {bucket} at {host} reports a fault of its own"}
 	garbled     = &meaning{ClassNetwork, true, "what {bucket} received is not what was sent: something between here and {host} changes requests"}
 	aborted     = &meaning{ClassOther, true, "{bucket} has dropped a half-done upload; it is made again"}
 	gone        = &meaning{ClassOther, false, "{bucket} does not have a file that was there before"}
 )
 
-// codes says what S3's error codes mean. A code that is not here gets what its
-// status means. Sources: the Amazon S3 API reference's list of error codes; for
-// codes of their own MinIO's and Ceph's lists (cmd/api-errors.go, rgw_http_errors),
-// Cloudflare's list for R2, and the AWS SDK's list of throttling codes.
+// codes holds the meanings of S3's error codes. A code that is missing gets the meaning of
+// its status. Sources: the list of error codes in the Amazon S3 API reference; MinIO's and
+// Ceph's lists of their own codes (cmd/api-errors.go, rgw_http_errors), Cloudflare's list
+// for R2, and the AWS SDK's list of throttling codes.
 var codes = map[string]*meaning{
 	"InvalidAccessKeyId":          unknownKey,
 	"InvalidClientTokenId":        unknownKey,
@@ -144,20 +144,20 @@ var codes = map[string]*meaning{
 
 var (
 	wantsTLS = &meaning{ClassTLS, false, "{host} wants TLS: write the endpoint with https://"}
-	// A file system below the bucket, as MinIO's, has no room for a file "a" beside
-	// a file "a/b".
+	// A file system below the bucket, like MinIO's, can't hold a file "a" beside a file
+	// "a/b".
 	inTheWay = &meaning{ClassOther, false, "{bucket} has an object where the replica needs a folder: choose another --path-prefix"}
 
-	notS3 = &meaning{ClassEndpoint, true, "what answers at {host} for {bucket} is no S3 service: check --endpoint"}
-	// R2's answer to a wrong key says "Unauthorized" twice, as the SDK does of its own
-	// when the answer says nothing.
+	notS3 = &meaning{ClassEndpoint, true, "the server at {host} that answers for {bucket} is not an S3 service: check --endpoint"}
+	// R2 answers a wrong key with "Unauthorized" as code and message, which is also what the
+	// SDK makes of an answer without either.
 	bareLogin = &meaning{ClassAccessKey, false, "{bucket} refused the access key, or a proxy in front of {host} wants a login"}
 	bareDeny  = &meaning{ClassDenied, false, "{host} denied access to {bucket} without saying why, as a proxy or a firewall does"}
 	proxyAuth = &meaning{ClassNetwork, false, "the proxy on the way to {host} wants a user and a password: put them into HTTP_PROXY or HTTPS_PROXY"}
 )
 
-// byStatus is for answers that hold no S3 error: an empty body, or the page of
-// somebody in between.
+// byStatus returns the meaning of an answer without an S3 error: an empty body, or the page
+// of a proxy.
 func byStatus(status int) *meaning {
 	switch status {
 	case http.StatusUnauthorized:
@@ -183,7 +183,7 @@ func byStatus(status int) *meaning {
 	return notS3
 }
 
-// byFamily is for S3 errors whose code we don't know.
+// byFamily returns the meaning of an S3 error whose code we don't know.
 func byFamily(code string, status int) *meaning {
 	switch {
 	case strings.HasPrefix(code, "KMS."):
@@ -214,14 +214,14 @@ var actions = map[string]string{
 	"DeleteObjects":           "s3:DeleteObject",
 }
 
-// answer is what a server said, taken out of the SDK's layers of errors.
+// answer is a server's answer, taken out of the SDK's layers of errors.
 type answer struct {
 	operation string // the SDK's name of the request
 	status    int    // 0: there was no answer
 	header    http.Header
 	code      string // "" when the answer held no S3 error
 	message   string // the server's words: never shown, they may repeat keys and signatures
-	unread    bool   // the answer was no XML that the SDK understands
+	unread    bool   // the SDK could not read the answer as XML
 }
 
 func answerIn(err error) answer {
@@ -242,7 +242,7 @@ func answerIn(err error) answer {
 		a.code, a.message = strings.TrimSpace(api.ErrorCode()), api.ErrorMessage()
 	}
 	a.unread = errors.As(err, &des)
-	// The SDK makes a code of the status text where the server gave none.
+	// Where the server gives no code, the SDK makes one from the status text.
 	text := http.StatusText(a.status)
 	if a.code == strings.ReplaceAll(text, " ", "") && a.message == text || a.code == "UnknownError" {
 		a.code = ""
@@ -263,12 +263,12 @@ func (e explainer) service() (Problem, bool) {
 		m := byStatus(a.status)
 		if m == notS3 && a.status == http.StatusBadRequest && strings.HasPrefix(e.cfg.Endpoint.URL, "http://") {
 			// How web servers answer plain HTTP on a port for TLS.
-			m = &meaning{ClassEndpoint, true, "what answers at {host} for {bucket} is no S3 service, or wants https://: check --endpoint"}
+			m = &meaning{ClassEndpoint, true, "the server at {host} that answers for {bucket} is not an S3 service, or wants https://: check --endpoint"}
 		}
 		return e.put(m, a), true
 	case a.code == "" && a.unread && a.status != 0:
 		if isCut(e.err) {
-			return Problem{}, false // it broke off half way
+			return Problem{}, false // it broke off half-way
 		}
 		return e.put(notS3, a), true
 	case a.code == "":
@@ -281,18 +281,18 @@ func (e explainer) service() (Problem, bool) {
 	return e.put(e.refine(m, a), a), true
 }
 
-// refine says more where the answer, or our own configuration, tells more.
+// refine adds what the answer, or our own configuration, shows beyond the code.
 func (e explainer) refine(m *meaning, a answer) *meaning {
 	more := *m
 	switch m {
 	case unknownKey:
-		// AWS gives temporary keys this prefix (IAM user guide, "unique
-		// identifiers"), and takes none of them without its token.
+		// AWS gives temporary keys this prefix (IAM user guide, "unique identifiers"), and
+		// accepts none of them without its token.
 		if strings.HasPrefix(e.cfg.AccessKeyID, "ASIA") && e.cfg.SecretAccessKey != "" {
 			more.says += ": it is a temporary one, which needs its session token; leave both flags out and set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
 		}
 	case denied:
-		// Backblaze B2 tells that a cap is reached by the message alone.
+		// Backblaze B2 reports in the message alone that a cap is reached.
 		if strings.Contains(strings.ToLower(a.message), "cap exceeded") {
 			return &meaning{ClassQuota, true, "{bucket} has reached a cap of its account: raise it at the provider"}
 		}
@@ -309,11 +309,11 @@ func (e explainer) refine(m *meaning, a answer) *meaning {
 	return &more
 }
 
-// unauthorized is how Amazon S3 names the action that a policy denies. It need not
-// be the request's own: with encryption by KMS, an upload needs kms:GenerateDataKey.
+// unauthorized finds the action that a policy denies in Amazon's message. It need not be
+// the request's own: with encryption by KMS, an upload needs kms:GenerateDataKey.
 var unauthorized = lazily(`not authorized to perform: ([a-z0-9-]{1,32}:[A-Za-z]{1,64})\b`)
 
-// permission tells what the key may not do, after "denied access".
+// permission names what the key may not do, after "denied access".
 func (a answer) permission() string {
 	action := actions[a.operation]
 	if m := unauthorized().FindStringSubmatch(a.message); m != nil {
@@ -322,7 +322,7 @@ func (a answer) permission() string {
 	switch {
 	case action == "":
 		return ""
-	case strings.Contains(a.message, "explicit deny"): // no further permission helps
+	case strings.Contains(a.message, "explicit deny"): // another permission would not help
 		return ": a policy denies the key " + action
 	}
 	return ": the key needs " + action
@@ -341,9 +341,10 @@ func (a answer) clockOff(now time.Time) string {
 	return strings.TrimSuffix((-off).String(), "0s") + " behind the service's"
 }
 
-// redirect explains an answer that names another place. It is not followed: a
-// request signed for one place is refused at another, which would look like a
-// wrong secret.
+// redirect explains an answer that names another place and that was not followed: one that
+// would change the request, or one too many (see fewRedirects). To follow it would not help:
+// a service refuses a request that was signed for another, and that would look like a wrong
+// secret.
 func (e explainer) redirect(a answer) Problem {
 	m := meaning{ClassEndpoint, true, "{host} sends requests for {bucket} elsewhere: write the address of the S3 service itself in --endpoint"}
 	if r := a.header.Get("X-Amz-Bucket-Region"); validRegion(r) {
@@ -379,10 +380,10 @@ func or(s, other string) string {
 	return s
 }
 
-// notACode is all that error codes are not made of.
+// notACode matches what no error code contains.
 var notACode = lazily(`[^A-Za-z0-9._-]+`)
 
-// shortCode keeps a code that is no code short and harmless.
+// shortCode makes a code short and harmless, even when it is not a code at all.
 func shortCode(s string) string {
 	s = strings.Trim(notACode().ReplaceAllString(s[:min(len(s), 300)], " "), " ")
 	if len(s) > 60 {
@@ -391,5 +392,5 @@ func shortCode(s string) string {
 	return s
 }
 
-// errNotS3 marks an answer that looks like success and that no S3 service gives.
+// errNotS3 marks an answer that looks like a success but does not come from an S3 service.
 var errNotS3 = errors.New("the answer is not one of an S3 service")

@@ -25,20 +25,20 @@ type Endpoint struct {
 	// slash. Empty means Amazon S3 itself, whose host follows from the region.
 	URL string
 
-	// Region is the region that the host name tells, or empty where it tells
-	// none. It is a hint: the server's own answer has the last word.
+	// Region is the region in the host name, or empty if it has none. It is a hint: the
+	// server's own answer overrides it.
 	Region string
 }
 
 // IsFile reports whether the replica is a local folder.
 func (e Endpoint) IsFile() bool { return e.Dir != "" }
 
-// HTTPS reports whether requests to the endpoint travel over TLS.
-func (e Endpoint) HTTPS() bool { return !e.IsFile() && !strings.HasPrefix(e.URL, "http://") }
+// secure reports whether requests to the endpoint travel over TLS.
+func (e Endpoint) secure() bool { return !e.IsFile() && !strings.HasPrefix(e.URL, "http://") }
 
-// Where a provider's host names carry the region. Sources: the providers' own
-// endpoint lists; the same hosts as in Litestream's s3.ParseHost. They are
-// compiled when they are needed, and not at every start.
+// The places of the region in the providers' host names. Sources: the providers' own lists
+// of endpoints; the same hosts as in Litestream's s3.ParseHost. The patterns are compiled
+// when they are needed, and not at every start.
 var (
 	awsHost          = lazily(`^s3[.-]([a-z]{2}(?:-[a-z0-9]+)+-\d+)\.amazonaws\.com$`)
 	awsDualstackHost = lazily(`^s3(?:-fips)?(?:\.dualstack)?\.([a-z]{2}(?:-[a-z0-9]+)+-\d+)\.amazonaws\.com(?:\.cn)?$`)
@@ -57,11 +57,11 @@ func lazily(pattern string) func() *regexp.Regexp {
 	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(pattern) })
 }
 
-// ParseEndpoint takes apart an endpoint as people write it: with or without a
-// scheme, with the bucket in front of the host or behind it (as provider
-// consoles show it), or file:///dir. bucket is needed to recognise the latter
-// two; it may be empty for a local folder. Errors say what would be right and
-// never repeat the value, which may hold a password.
+// ParseEndpoint takes apart an endpoint as people write it: with or without a scheme, with
+// the bucket in front of the host or behind it (as provider consoles show it), or
+// file:///dir. It needs bucket to recognise it in an endpoint; for a local folder bucket may
+// be empty. Errors say what would be right and never repeat the value, which may hold a
+// password.
 func ParseEndpoint(s, bucket string) (Endpoint, error) {
 	if s == "" {
 		return Endpoint{}, nil
@@ -109,8 +109,8 @@ func ParseEndpoint(s, bucket string) (Endpoint, error) {
 	return Endpoint{URL: u.Scheme + "://" + host, Region: regionOf(host)}, nil
 }
 
-// parseFileEndpoint accepts file:///absolute/dir and nothing that only looks
-// like it: file://dir/sub names a host called "dir".
+// parseFileEndpoint accepts file:///absolute/dir and nothing that only looks like it: in
+// file://dir/sub, "dir" is a host.
 func parseFileEndpoint(s string) (Endpoint, error) {
 	u, err := url.Parse(s)
 	if err != nil || (u.Host != "" && u.Host != "localhost") || !strings.HasPrefix(u.Path, "/") || u.RawQuery != "" || u.Fragment != "" {
@@ -148,8 +148,7 @@ func checkHost(u *url.URL) error {
 
 var hostLabel = lazily(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
 
-// isProviderHost reports whether host is one whose buckets may stand in front
-// of it as a further label.
+// isProviderHost reports whether a bucket may precede host as one more label.
 func isProviderHost(host string) bool {
 	return host == "s3.amazonaws.com" || awsHost().MatchString(host) || regionOf(host) != ""
 }

@@ -49,41 +49,6 @@ func TestParseEndpointRefuses(t *testing.T) {
 	}
 }
 
-// What each provider needs is Litestream's knowledge; this keeps our way of
-// asking for it from losing some of it.
-func TestProviderPresets(t *testing.T) {
-	type preset struct {
-		path, sign, md5 bool
-		concurrency     int
-		part            int64
-	}
-	for in, want := range map[string]preset{
-		"":                            {path: false, sign: true, md5: true},
-		"s3.us-east-1.amazonaws.com":  {path: false, sign: true, md5: true},
-		"a.r2.cloudflarestorage.com":  {path: true, sign: true, md5: true, concurrency: 2},
-		"fra1.digitaloceanspaces.com": {path: true, sign: true, md5: true},
-		"http://127.0.0.1:9000":       {path: true, sign: true, md5: true},
-		"minio.example.com:9000":      {path: true, sign: true, md5: true},
-		"fly.storage.tigris.dev":      {path: true, sign: true, md5: false, concurrency: 2, part: 16 << 20},
-	} {
-		e, err := ParseEndpoint(in, "my.bucket")
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := newBucket(Config{Endpoint: e, Bucket: "my.bucket", Prefix: "p"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := preset{b.ForcePathStyle, b.SignPayload, b.RequireContentMD5, b.Concurrency, b.PartSize}
-		if got != want {
-			t.Errorf("%q gets %+v, want %+v", in, got, want)
-		}
-		if b.Bucket != "my.bucket" || b.Path != "p" {
-			t.Errorf("%q: bucket %q, path %q", in, b.Bucket, b.Path)
-		}
-	}
-}
-
 func FuzzParseEndpoint(f *testing.F) {
 	f.Add("https://example.com:9000/x", "x")
 	f.Add("file:///a/../b", "")

@@ -25,7 +25,7 @@ import (
 // Class groups errors by what a person can do about them.
 type Class string
 
-// The classes of errors, as they stand in metrics and logs.
+// The classes of errors, as metrics and logs name them.
 const (
 	ClassAccessKey Class = "access_key" // the key is unknown
 	ClassSecret    Class = "secret"     // the signature does not match
@@ -44,7 +44,7 @@ const (
 	ClassQuota     Class = "quota"
 	ClassServer    Class = "server" // 5xx
 
-	ClassEndpoint    Class = "endpoint"    // what answers is no S3 service
+	ClassEndpoint    Class = "endpoint"    // what answers is not an S3 service
 	ClassUnsupported Class = "unsupported" // it is one, but lacks what we need
 	ClassSize        Class = "size"        // an upload is too large for it
 	ClassKMS         Class = "kms"         // the bucket's encryption key
@@ -56,13 +56,13 @@ const (
 	ClassOther    Class = "other"
 )
 
-// Problem is an error of the replica, explained.
+// Problem explains an error of the replica.
 type Problem struct {
 	Class Class
 	// Sentence is one line for a person. It holds no secret.
 	Sentence string
-	// Temporary is true when the same request may well succeed later without
-	// anybody changing anything.
+	// Temporary is true if the same request may well succeed later although nobody
+	// changes anything.
 	Temporary bool
 }
 
@@ -77,7 +77,7 @@ func explain(err error, cfg Config) Problem {
 		}
 	}
 	var op *smithy.OperationError
-	if errors.As(err, &op) { // only what is inside: the rest are names and ids of requests
+	if errors.As(err, &op) { // the rest are names and ids of requests
 		err = op.Err
 	}
 	return Problem{ClassOther, oneLine(err.Error()), true}
@@ -103,7 +103,7 @@ func (e explainer) host() string {
 	return "Amazon S3"
 }
 
-// folder explains what the operating system said of a local replica.
+// folder explains an error of the operating system about a local replica.
 func (e explainer) folder() (Problem, bool) {
 	var pathErr *fs.PathError
 	if !e.cfg.Endpoint.IsFile() || !errors.As(e.err, &pathErr) {
@@ -112,8 +112,8 @@ func (e explainer) folder() (Problem, bool) {
 	return Problem{ClassFolder, fmt.Sprintf("%s: cannot %s %s: %v", e.where(), pathErr.Op, pathErr.Path, pathErr.Err), true}, true
 }
 
-// keyless explains that there is nothing to sign with. It comes before what a
-// service answered: that may be the one that should have given the keys.
+// keyless explains that there are no keys to sign with. It comes before the answers of
+// services: the answer may be that of the service that should have given the keys.
 func (e explainer) keyless() (Problem, bool) {
 	if !errors.Is(e.err, errNoCredentials) || errors.Is(e.err, context.Canceled) {
 		return Problem{}, false
@@ -125,8 +125,8 @@ func (e explainer) keyless() (Problem, bool) {
 	return Problem{ClassNoKeys, says, false}, true
 }
 
-// lookup explains what the name server said, before a lookup that took too long
-// passes for a service that did.
+// lookup explains an error of the name server. It comes before timeouts, because a slow
+// lookup does not mean that the service is slow.
 func (e explainer) lookup() (Problem, bool) {
 	var dns *net.DNSError
 	at := e.where() + " can't be reached: "
@@ -145,7 +145,7 @@ func (e explainer) local() (Problem, bool) {
 	case errors.Is(e.err, syscall.ENOSPC), errors.Is(e.err, syscall.EDQUOT):
 		return Problem{ClassDisk, "the local disk is full: replication waits until space is freed", true}, true
 	case errors.Is(e.err, errStalled):
-		return Problem{ClassTimeout, fmt.Sprintf("%s at %s gave %v", e.where(), e.host(), errStalled), true}, true
+		return Problem{ClassTimeout, fmt.Sprintf("%s at %s sent %v", e.where(), e.host(), errStalled), true}, true
 	case errors.Is(e.err, context.DeadlineExceeded):
 		return Problem{ClassTimeout, fmt.Sprintf("%s at %s did not answer in time", e.where(), e.host()), true}, true
 	case errors.Is(e.err, context.Canceled):
@@ -218,8 +218,8 @@ func (e explainer) network() (Problem, bool) {
 	return Problem{}, false
 }
 
-// isCut reports whether a connection ended before the answer did. An "unexpected
-// EOF" that is not out of a request or of the SDK's reading may be that of a
+// isCut reports whether a connection ended before the answer did. An "unexpected EOF"
+// counts only if it comes from a request or from the SDK's reading: others may come from a
 // damaged file.
 func isCut(err error) bool {
 	var sent *url.Error
@@ -230,12 +230,12 @@ func isCut(err error) bool {
 	return errors.Is(err, errCut) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
 }
 
-// tlsRecord is how an alert begins, which a TLS server sends to those who speak
-// plainly to it, as net/http quotes it.
+// tlsRecord is the beginning of an alert, as net/http quotes it. A TLS server sends one to
+// a client that does not speak TLS.
 const tlsRecord = `\x15\x03`
 
-// notHTTP returns the beginning of an answer that is no HTTP, as net/http quotes
-// it; it has no type for a bad first line.
+// notHTTP returns the beginning of an answer that is not HTTP, as net/http quotes it,
+// which has no type for a bad first line.
 func notHTTP(err error) string {
 	var sent *url.Error
 	var header textproto.ProtocolError
@@ -261,7 +261,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// oneLine keeps what others say short and printable.
+// oneLine makes the words of others short and printable.
 func oneLine(s string) string {
 	const most = 300
 	if len(s) > 8*most {

@@ -20,6 +20,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode"
@@ -56,8 +57,8 @@ type reply struct {
 	body   string
 }
 
-// s3Error is an error as S3 gives it. Amazon's repeat the key and the signature
-// with SignatureDoesNotMatch; here all do, so that any leak shows.
+// s3Error is an error as S3 gives it. Amazon repeats the key and the signature in
+// SignatureDoesNotMatch; here all errors do, so that any leak shows.
 func s3Error(status int, code, message string, more ...string) reply {
 	return reply{status, map[string]string{"Content-Type": "application/xml", "X-Amz-Request-Id": "4442587FB7D0A2F9"},
 		`<?xml version="1.0" encoding="UTF-8"?>` + "\n" + "<Error><Code>" + code + "</Code><Message>" + message + "</Message>" +
@@ -74,8 +75,8 @@ func page(status int, more ...string) reply {
 const emptyList = `<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">` +
 	`<Name>pics</Name><Prefix>p/</Prefix><KeyCount>0</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated></ListBucketResult>`
 
-// operation names what a request wants, in our own words.
-func operation(r *http.Request) string {
+// wants names what a request wants, in our own words.
+func wants(r *http.Request) string {
 	q := r.URL.Query()
 	switch {
 	case r.Method == http.MethodGet && q.Get("max-keys") == "1":
@@ -104,7 +105,7 @@ func operation(r *http.Request) string {
 func service(bad string, answer func() reply) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
-		op := operation(r)
+		op := wants(r)
 		a := reply{status: 200, body: emptyList}
 		switch op {
 		case "begin":
@@ -215,7 +216,7 @@ func wantProblem(t *testing.T, c *Client, err error, class Class, temporary bool
 	}
 }
 
-// flawOf tells what a sentence for a person must not be.
+// flawOf says what is wrong with a sentence for a person, if anything.
 func flawOf(s string) string {
 	switch {
 	case s == "":
@@ -271,7 +272,7 @@ func TestEveryAnswerBecomesOneSentence(t *testing.T) {
 		{"bucket lost while running", "write", s3Error(404, "NoSuchBucket", "The specified bucket does not exist"),
 			ClassBucket, false, `there is no bucket "pics" at HOST (NoSuchBucket)`},
 		{"bad bucket name", "check", s3Error(400, "InvalidBucketName", "The specified bucket is not valid."),
-			ClassBucket, false, `HOST takes "pics" for no name of a bucket: check --bucket (InvalidBucketName)`},
+			ClassBucket, false, `HOST does not accept "pics" as a bucket name: check --bucket (InvalidBucketName)`},
 
 		// Denied, by action.
 		{"denied check", "check", s3Error(403, "AccessDenied", "Access Denied"),
@@ -349,17 +350,17 @@ func TestEveryAnswerBecomesOneSentence(t *testing.T) {
 
 		// The service's own faults.
 		{"500", "check", s3Error(500, "InternalError", "We encountered an internal error. Please try again."),
-			ClassServer, true, `the service of bucket "pics" at HOST has a fault of its own (InternalError)`},
+			ClassServer, true, `the service of bucket "pics" at HOST reports a fault of its own (InternalError)`},
 		{"500 in a 200", "complete", s3Error(200, "InternalError", "We encountered an internal error. Please try again."),
-			ClassServer, true, `the service of bucket "pics" at HOST has a fault of its own (InternalError)`},
+			ClassServer, true, `the service of bucket "pics" at HOST reports a fault of its own (InternalError)`},
 		{"starting, MinIO", "check", s3Error(503, "XMinioServerNotInitialized", "Server not initialized yet, please try again."),
 			ClassServer, true, `HOST is still starting up (XMinioServerNotInitialized)`},
 		{"502 of a proxy", "check", page(502, "<center>nginx</center>"),
-			ClassServer, true, `the service of bucket "pics" at HOST has a fault of its own (status 502)`},
+			ClassServer, true, `the service of bucket "pics" at HOST reports a fault of its own (status 502)`},
 		{"503 without a body", "check", reply{status: 503},
-			ClassServer, true, `the service of bucket "pics" at HOST has a fault of its own (status 503)`},
+			ClassServer, true, `the service of bucket "pics" at HOST reports a fault of its own (status 503)`},
 		{"a code of 5xx that nobody knows", "check", s3Error(599, "TooMuchMoon", "x"),
-			ClassServer, true, `the service of bucket "pics" at HOST has a fault of its own (TooMuchMoon)`},
+			ClassServer, true, `the service of bucket "pics" at HOST reports a fault of its own (TooMuchMoon)`},
 		{"request timeout", "write", s3Error(400, "RequestTimeout", "Your socket connection to the server was not read from or written to within the timeout period."),
 			ClassTimeout, true, `bucket "pics" did not receive the request in time (RequestTimeout)`},
 		{"request timeout of a proxy", "check", page(408),
@@ -397,9 +398,9 @@ func TestEveryAnswerBecomesOneSentence(t *testing.T) {
 
 		// Somebody else than an S3 service.
 		{"404 of a proxy", "check", page(404),
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service: check --endpoint (status 404)`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service: check --endpoint (status 404)`},
 		{"404 in plain text", "write", reply{404, nil, "404 page not found\n"},
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service: check --endpoint (status 404)`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service: check --endpoint (status 404)`},
 		{"403 of a firewall", "check", page(403),
 			ClassDenied, false, `HOST denied access to bucket "pics" without saying why, as a proxy or a firewall does (status 403)`},
 		{"403 without a body", "write", reply{status: 403},
@@ -411,7 +412,7 @@ func TestEveryAnswerBecomesOneSentence(t *testing.T) {
 		{"407", "check", page(407),
 			ClassNetwork, false, `the proxy on the way to HOST wants a user and a password: put them into HTTP_PROXY or HTTPS_PROXY (status 407)`},
 		{"400 of a port for TLS", "check", page(400, "The plain HTTP request was sent to HTTPS port"),
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service, or wants https://: check --endpoint (status 400)`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service, or wants https://: check --endpoint (status 400)`},
 		{"TLS wanted, MinIO", "check", s3Error(400, "XMinioInsecureClientRequest", "Cannot respond to plain-text request from TLS-encrypted server"),
 			ClassTLS, false, `HOST wants TLS: write the endpoint with https:// (XMinioInsecureClientRequest)`},
 		{"301 to nowhere", "check", reply{status: 301},
@@ -423,19 +424,19 @@ func TestEveryAnswerBecomesOneSentence(t *testing.T) {
 		{"302 of a captive portal", "check", with(page(302), "Location", "http://me:leaked@portal.example/login"),
 			ClassEndpoint, true, `HOST sends requests for bucket "pics" elsewhere: write the address of the S3 service itself in --endpoint (status 302)`},
 		{"200 of a captive portal", "check", page(200),
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service: check --endpoint (status 200)`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service: check --endpoint (status 200)`},
 		{"200 of a captive portal, well-formed", "check", reply{200, nil, "<html><body>leaked</body></html>"},
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service: check --endpoint`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service: check --endpoint`},
 		{"200 without a body", "check", reply{status: 200},
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service: check --endpoint`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service: check --endpoint`},
 		{"200 of garbage", "check", reply{200, nil, "\x00\x01<<leaked"},
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service: check --endpoint (status 200)`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service: check --endpoint (status 200)`},
 		{"200 of garbage in a list", "list", reply{200, nil, "<a><b></a>leaked"},
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service: check --endpoint (status 200)`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service: check --endpoint (status 200)`},
 		{"200 of a captive portal for a write", "write", page(200),
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service: check --endpoint`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service: check --endpoint`},
 		{"511", "check", page(511),
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service: check --endpoint (status 511)`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service: check --endpoint (status 511)`},
 
 		// Servers that lie.
 		{"control characters", "check", s3Error(418, "Odd\tCode&#x9;\u202e\u2028x", "a\r\n\tb"),
@@ -445,7 +446,7 @@ func TestEveryAnswerBecomesOneSentence(t *testing.T) {
 		{"a message of 10 kB", "write", s3Error(403, "AccessDenied", long),
 			ClassDenied, false, `bucket "pics" denied access: the key needs s3:PutObject (AccessDenied)`},
 		{"a message and no code", "check", s3Error(400, "", "leaked"),
-			ClassEndpoint, true, `what answers at HOST for bucket "pics" is no S3 service, or wants https://: check --endpoint (status 400)`},
+			ClassEndpoint, true, `the server at HOST that answers for bucket "pics" is not an S3 service, or wants https://: check --endpoint (status 400)`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -493,7 +494,7 @@ func TestRefusedDeletesOfSingleFiles(t *testing.T) {
 			var asked []string
 			one := service("delete one", func() reply { return c.one })
 			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				switch operation(r) {
+				switch wants(r) {
 				case "delete":
 					_, _ = io.WriteString(w, results)
 					return
@@ -521,8 +522,8 @@ func TestRefusedDeletesOfSingleFiles(t *testing.T) {
 	}
 }
 
-// A page that is no list must never pass for a bucket without a backup: an app
-// would start with an empty database.
+// A page that is not a list must never pass for a bucket without a backup: an app would
+// start with an empty database.
 func TestOnlyAListIsEmpty(t *testing.T) {
 	for name, body := range map[string]string{
 		"nothing": "", "text": "welcome", "a page": "<html><body>welcome</body></html>", "another document": "<ListAllMyBucketsResult></ListAllMyBucketsResult>",
@@ -548,8 +549,7 @@ func TestATemporaryKeyWithoutItsToken(t *testing.T) {
 		`leave both flags out and set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (InvalidAccessKeyId)`)
 }
 
-// The SDK's chain may ask a service of AWS for keys; what that answers is not the
-// bucket's word.
+// The SDK's chain may ask a service of AWS for keys; its answer is not the bucket's.
 func TestNoKeysFromTheChain(t *testing.T) {
 	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusForbidden)
@@ -578,6 +578,49 @@ func TestNoKeysFromTheChain(t *testing.T) {
 		`no keys for bucket "pics": set --access-key-id and --secret-access-key (the AWS_ settings were tried: AccessDenied)`)
 }
 
+// A service that gives keys may fall silent; the next request for keys is one of its own.
+func TestKeysThatNeverCome(t *testing.T) {
+	old := stallAfter
+	stallAfter = 100 * time.Millisecond
+	defer func() { stallAfter = old }()
+	var asked atomic.Int64
+	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if asked.Add(1) == 1 {
+			<-r.Context().Done()
+			return
+		}
+		_, _ = io.WriteString(w, `<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>ASIATESTKEY000000000</AccessKeyId>`+
+			`<SecretAccessKey>made-up</SecretAccessKey><SessionToken>made-up</SessionToken><Expiration>2100-01-01T00:00:00Z</Expiration>`+
+			`</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`)
+	}))
+	defer sts.Close()
+	srv := httptest.NewServer(service("", nil))
+	defer srv.Close()
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("made-up"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{
+		"AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull, "AWS_EC2_METADATA_DISABLED": "true",
+		"AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "", "AWS_ENDPOINT_URL_STS": sts.URL,
+		"AWS_ROLE_ARN": "arn:aws:iam::111122223333:role/x", "AWS_WEB_IDENTITY_TOKEN_FILE": token,
+	} {
+		t.Setenv(name, value)
+	}
+	c := openAt(t, srv.URL, func(cfg *Config) { cfg.AccessKeyID, cfg.SecretAccessKey = "", "" })
+	if err := c.Init(t.Context()); !errors.Is(err, errStalled) {
+		t.Errorf("the first: %v", err)
+	}
+	err := c.Init(t.Context())
+	for until := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(until); {
+		err = c.Init(t.Context())
+	}
+	if err != nil {
+		t.Errorf("then: %v", err)
+	}
+}
+
 // listen serves every connection with one function, without HTTP.
 func listen(t testing.TB, serve func(*net.TCPConn)) (addr string) {
 	t.Helper()
@@ -598,7 +641,7 @@ func listen(t testing.TB, serve func(*net.TCPConn)) (addr string) {
 	return l.Addr().String()
 }
 
-// readHead takes a request, so that closing the connection is no reset.
+// readHead reads a request, so that closing the connection does not reset it.
 func readHead(conn net.Conn) { _, _ = conn.Read(make([]byte, 64<<10)) }
 
 func TestConnectionsThatFail(t *testing.T) {
@@ -672,10 +715,10 @@ func TestSilence(t *testing.T) {
 	stallAfter = 300 * time.Millisecond
 	defer func() { stallAfter = old }()
 	ok := service("", nil)
-	// half answers the operation with a beginning, or none, and then with nothing.
+	// half answers the operation with a beginning, or none, and then is silent.
 	half := func(op, head string) string {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if operation(r) != op {
+			if wants(r) != op {
 				ok.ServeHTTP(w, r)
 				return
 			}
@@ -705,7 +748,7 @@ func TestSilence(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			client := openAt(t, c.endpoint)
-			wantProblem(t, client, do(t, client, c.op), ClassTimeout, true, `bucket "pics" at HOST gave no answer for 20s`)
+			wantProblem(t, client, do(t, client, c.op), ClassTimeout, true, `bucket "pics" at HOST sent no answer for 20s`)
 		})
 	}
 }
@@ -755,7 +798,7 @@ func TestTLSThatFails(t *testing.T) {
 		{"TLS to a plain port", strings.Replace(plain.URL, "http://", "https://", 1), ClassTLS, false,
 			`bucket "pics": HOST does not speak TLS on this port: write the endpoint with http://, or use the TLS port`},
 		{"plain to a TLS port", strings.Replace(secure(nil), "https://", "http://", 1), ClassEndpoint, true,
-			`what answers at HOST for bucket "pics" is no S3 service, or wants https://: check --endpoint (status 400)`},
+			`the server at HOST that answers for bucket "pics" is not an S3 service, or wants https://: check --endpoint (status 400)`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -765,7 +808,7 @@ func TestTLSThatFails(t *testing.T) {
 	}
 }
 
-// FuzzExplain holds any answer of a server against the rules for a sentence.
+// FuzzExplain checks that any answer of a server becomes a sentence without a flaw.
 func FuzzExplain(f *testing.F) {
 	f.Add(403, "AccessDenied", "Access Denied", []byte(nil))
 	f.Add(301, "", "", []byte("<html>"))
@@ -778,15 +821,15 @@ func FuzzExplain(f *testing.F) {
 			body = []byte(s3Error(status, code, message).body)
 		}
 		client := openAt(t, "http://s3.example.com")
-		b, ok := client.backend.(*bucket)
+		b, ok := client.place.(*bucket)
 		if !ok {
-			t.Fatalf("%T", client.backend)
+			t.Fatalf("%T", client.place)
 		}
 		// One answer without a network or a retry, through the SDK's own reading of it.
 		if err := b.connect(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		b.tell.next = roundTripper(func(req *http.Request) (*http.Response, error) {
+		b.transport.next = roundTripper(func(req *http.Request) (*http.Response, error) {
 			return &http.Response{
 				StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: req,
 				Header: http.Header{"Location": {code}, "Date": {message}, "X-Amz-Bucket-Region": {code}},

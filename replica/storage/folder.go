@@ -11,20 +11,27 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/benbjohnson/litestream"
 	"github.com/benbjohnson/litestream/file"
+	"github.com/superfly/ltx"
 	"golang.org/x/sys/unix"
 
 	"github.com/slashacom/slasha-init/internal/durable"
 )
 
-// folder is a replica in a local folder.
+// folder is a replica in a local folder. Litestream's own client handles its LTX files.
 type folder struct {
-	*file.ReplicaClient
 	root string
+	ltx  *file.ReplicaClient
 }
 
-// check accepts a folder that is not there yet, as Litestream makes it with the
-// first upload, if its nearest parent is a folder.
+func newFolder(dir string) *folder { return &folder{root: dir, ltx: file.NewReplicaClient(dir)} }
+
+func (f *folder) typeName() string            { return "file" }
+func (f *folder) ready(context.Context) error { return nil }
+
+// check accepts a folder that does not exist yet, as the first upload makes it, if its
+// nearest parent is a folder.
 func (f *folder) check(context.Context) error {
 	for dir := f.root; ; dir = filepath.Dir(dir) {
 		d, err := os.Open(dir)
@@ -54,14 +61,68 @@ func (f *folder) empty(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	for _, e := range entries {
-		if e.Name() != OwnFolder {
+		if e.Name() != ownFolder {
 			return false, nil
 		}
 	}
 	return true, nil
 }
 
-func (f *folder) ownFile(name string) string { return filepath.Join(f.root, OwnFolder, name) }
+func (f *folder) path(name string) string { return filepath.Join(f.root, filepath.FromSlash(name)) }
+
+func (f *folder) list(name string, want contents) pages { return folderPages{f.path(name), want} }
+
+// folderPages is the only page of a folder's list.
+type folderPages struct {
+	dir  string
+	want contents
+}
+
+func (p folderPages) next(context.Context) (page []entry, last bool, err error) {
+	all, err := os.ReadDir(p.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, true, nil
+	} else if err != nil {
+		return nil, false, err
+	}
+	for _, e := range all {
+		if e.IsDir() != (p.want == folders) {
+			continue
+		}
+		info, err := e.Info()
+		if errors.Is(err, os.ErrNotExist) {
+			continue // deleted since
+		} else if err != nil {
+			return nil, false, err
+		}
+		page = append(page, entry{e.Name(), info.Size(), info.ModTime()})
+	}
+	return page, true, nil
+}
+
+func (f *folder) open(_ context.Context, name string) (io.ReadCloser, error) {
+	r, err := os.Open(f.path(name))
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (f *folder) ltxFolder(level int) string { return litestream.LTXLevelDir("", level) }
+
+func (f *folder) openLTX(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
+	return f.ltx.OpenLTXFile(ctx, level, minTXID, maxTXID, offset, size)
+}
+
+func (f *folder) writeLTX(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, r io.Reader) (*ltx.FileInfo, error) {
+	return f.ltx.WriteLTXFile(ctx, level, minTXID, maxTXID, r)
+}
+
+func (f *folder) deleteLTX(ctx context.Context, infos []*ltx.FileInfo) error {
+	return f.ltx.DeleteLTXFiles(ctx, infos)
+}
+
+func (f *folder) ownFile(name string) string { return f.path(ownFolder + "/" + name) }
 
 func (f *folder) readOwn(_ context.Context, name string) (Own, error) {
 	b, err := os.ReadFile(f.ownFile(name))
@@ -75,8 +136,8 @@ func (f *folder) readOwn(_ context.Context, name string) (Own, error) {
 	return own, nil
 }
 
-// writeOwn compares and writes under a lock on the folder, which the kernel drops
-// when a process dies half way.
+// writeOwn compares and writes under a lock on the folder, which the kernel drops when a
+// process dies half-way.
 func (f *folder) writeOwn(ctx context.Context, name string, data []byte, ifTag string) (tag string, err error) {
 	path := f.ownFile(name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -90,11 +151,11 @@ func (f *folder) writeOwn(ctx context.Context, name string, data []byte, ifTag s
 	if err := flock(ctx, dir); err != nil {
 		return "", err
 	}
-	there, err := f.readOwn(ctx, name)
+	present, err := f.readOwn(ctx, name)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", err
 	}
-	if there.Tag != ifTag {
+	if present.Tag != ifTag {
 		return "", fmt.Errorf("%w: %s was written by another", os.ErrExist, path)
 	}
 	return tagOf(data), durable.WriteFile(path, data, 0o644)
@@ -119,7 +180,7 @@ func flock(ctx context.Context, dir *os.File) error {
 	}
 }
 
-// tagOf stands for a file's content, as a server's ETag does.
+// tagOf returns a tag for a file's content, like a server's ETag.
 func tagOf(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])

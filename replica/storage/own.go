@@ -17,68 +17,52 @@ import (
 	"github.com/aws/smithy-go"
 )
 
-// Own is a small object of ours in the replica's OwnFolder.
-type Own struct {
-	Data []byte
-	// Tag stands for this content, and for nobody else's: an ETag.
-	Tag string
-	// Age is how long ago it was written, by the clock of the one who keeps it and
-	// by no clock of ours; 0 when that is not known.
-	Age time.Duration
-}
+// ownFolder is the folder of a replica that Litestream knows nothing of. It sorts behind
+// all of Litestream's: the levels 0000 to 0009, and generations.
+const ownFolder = "slasha"
 
 // maxOwn is more than any object of ours is long, in bytes.
 const maxOwn = 64 << 10
 
-// ReadOwn reads one of our own objects. The error is os.ErrNotExist when there is
-// none of that name.
-func (c *Client) ReadOwn(ctx context.Context, name string) (Own, error) {
-	start := time.Now()
-	err := c.Init(ctx)
-	var own Own
-	if err == nil {
-		own, err = c.readOwn(ctx, name)
-	}
-	return own, c.answered(start, err, os.ErrNotExist)
+// Own is a small object of ours in the replica's ownFolder.
+type Own struct {
+	Data []byte
+	// Tag stands for this content and for no other: an ETag.
+	Tag string
+	// Age is the time since it was written, by the clock of the service or machine that
+	// keeps it and not by ours; 0 when that is not known.
+	Age time.Duration
 }
 
-// WriteOwn writes one of our own objects if that has the given tag, and with an
-// empty tag if there is none of that name. It returns the tag of what it wrote.
-//
-// The error is os.ErrExist when the condition does not hold. That can be our own
-// doing: when an answer is lost on the way, the request is made again, and finds
-// what the first one wrote. It is errors.ErrUnsupported when the place says that it
-// knows no conditions; one may also ignore them without a word.
-func (c *Client) WriteOwn(ctx context.Context, name string, data []byte, ifTag string) (tag string, err error) {
-	start := time.Now()
-	err = c.Init(ctx)
-	if err == nil {
-		tag, err = c.writeOwn(ctx, name, data, ifTag)
-	}
-	return tag, c.answered(start, err, os.ErrExist)
-}
-
-// answered tells the outcome. An answer that is no failure of the replica is
-// given as expected.
-func (c *Client) answered(start time.Time, err, expected error) error {
-	if errors.Is(err, expected) || errors.Is(err, errors.ErrUnsupported) {
-		_ = c.done("lease", -1, start, nil)
+// ReadOwn reads one of our own objects. The error is os.ErrNotExist if there is none of
+// that name.
+func (c *Client) ReadOwn(ctx context.Context, name string) (own Own, err error) {
+	err = c.do(ctx, "lease", -1, stallAfter, func(op *operation) (err error) {
+		own, err = c.place.readOwn(op.ctx, name)
 		return err
-	}
-	return c.done("lease", -1, start, err)
+	})
+	return own, err
 }
 
-func (b *bucket) ownKey(name string) *string {
-	return aws.String(b.Path + "/" + OwnFolder + "/" + name)
+// WriteOwn writes one of our own objects if the present one has the given tag, or, with
+// an empty tag, if there is none of that name. It returns the tag of what it wrote.
+//
+// The error is os.ErrExist when the condition does not hold. We may have caused that
+// ourselves: when an answer is lost on the way, the request is made again, and finds
+// what the first one wrote. The error is errors.ErrUnsupported when the place reports
+// that it knows no conditions; a place may also ignore them and report nothing.
+func (c *Client) WriteOwn(ctx context.Context, name string, data []byte, ifTag string) (tag string, err error) {
+	err = c.do(ctx, "lease", -1, stallAfter, func(op *operation) (err error) {
+		tag, err = c.place.writeOwn(op.ctx, name, data, ifTag)
+		return err
+	})
+	return tag, err
 }
 
 func (b *bucket) readOwn(ctx context.Context, name string) (Own, error) {
-	out, err := b.own.GetObject(ctx, &awss3.GetObjectInput{Bucket: aws.String(b.Bucket), Key: b.ownKey(name)})
-	if api := smithy.APIError(nil); errors.As(err, &api) && api.ErrorCode() == "NoSuchKey" {
-		return Own{}, fmt.Errorf("%w: %w", os.ErrNotExist, err)
-	}
+	out, err := b.s3.GetObject(ctx, &awss3.GetObjectInput{Bucket: b.name(), Key: b.key(ownFolder + "/" + name)}, b.quick)
 	if err != nil {
-		return Own{}, err
+		return Own{}, absent(err)
 	}
 	data, err := io.ReadAll(io.LimitReader(out.Body, maxOwn))
 	if err := errors.Join(err, out.Body.Close()); err != nil {
@@ -96,8 +80,8 @@ func (b *bucket) readOwn(ctx context.Context, name string) (Own, error) {
 
 func (b *bucket) writeOwn(ctx context.Context, name string, data []byte, ifTag string) (string, error) {
 	in := &awss3.PutObjectInput{
-		Bucket:      aws.String(b.Bucket),
-		Key:         b.ownKey(name),
+		Bucket:      b.name(),
+		Key:         b.key(ownFolder + "/" + name),
 		Body:        bytes.NewReader(data),
 		ContentType: aws.String("application/json"),
 	}
@@ -106,17 +90,17 @@ func (b *bucket) writeOwn(ctx context.Context, name string, data []byte, ifTag s
 	} else {
 		in.IfMatch = aws.String(ifTag)
 	}
-	out, err := b.own.PutObject(ctx, in)
+	out, err := b.s3.PutObject(ctx, in, b.quick)
 	if err != nil {
 		return "", conditional(err)
 	}
 	return aws.ToString(out.ETag), nil
 }
 
-// conditional marks what a service answers when the condition does not hold (412),
-// when two such requests met (409), and when there is nothing whose tag could
-// match (404): all three are for the caller to read again. The Amazon S3 user guide
-// lists them under conditional writes.
+// conditional marks what a service answers when the condition does not hold (412), when
+// two such requests met (409), and when there is no object whose tag could match (404):
+// after all three the caller has to read again. The Amazon S3 user guide lists them under
+// conditional writes.
 func conditional(err error) error {
 	var api smithy.APIError
 	var res *awshttp.ResponseError

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -16,13 +15,7 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
-func (f *fake) readOwn(context.Context, string) (Own, error) { return Own{}, os.ErrNotExist }
-
-func (f *fake) writeOwn(context.Context, string, []byte, string) (string, error) {
-	return "", errors.ErrUnsupported
-}
-
-// conditions is what a lease stands on, of any place.
+// conditions tests what a lease needs of any place.
 func conditions(t *testing.T, c *Client) {
 	ctx := t.Context()
 	if _, err := c.ReadOwn(ctx, "note"); !errors.Is(err, os.ErrNotExist) {
@@ -52,7 +45,7 @@ func conditions(t *testing.T, c *Client) {
 	if empty, err := c.Empty(ctx); err != nil || !empty {
 		t.Errorf("what is ours counts as a backup: %t, %v", empty, err)
 	}
-	// Many at once: one gets through.
+	// Of many at the same time one succeeds.
 	for round := range 10 {
 		own, err := c.ReadOwn(ctx, "note")
 		if err != nil {
@@ -86,35 +79,20 @@ func TestConditionsInAFolder(t *testing.T) {
 }
 
 func TestConditionsInABucket(t *testing.T) {
-	t.Setenv("AWS_CA_BUNDLE", "") // of whoever runs the tests
 	s3 := testbed.StartS3(t)
-	set := make(map[string]string)
-	for _, kv := range s3.Settings(s3.URL(), "/none") {
-		name, value, _ := strings.Cut(kv, "=")
-		set[name] = value
-	}
-	endpoint, err := ParseEndpoint(s3.URL(), s3.Bucket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := Open(Config{
-		Endpoint: endpoint, Bucket: s3.Bucket, Prefix: "conditions",
-		AccessKeyID: set["SLASHA_ACCESS_KEY_ID"], SecretAccessKey: set["SLASHA_SECRET_ACCESS_KEY"],
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conditions(t, c)
+	conditions(t, openAt(t, s3.URL(), func(cfg *Config) {
+		cfg.Bucket, cfg.Prefix = s3.Bucket, "conditions"
+		cfg.AccessKeyID, cfg.SecretAccessKey = testbed.UserKey, testbed.UserSecret
+	}))
 }
 
 // Any other service, by hand: SLASHA_TEST_S3 is like http://id:secret@host:9000/bucket.
-// docs/single-writer.md tells what came of it.
+// docs/single-writer.md has the results.
 func TestConditionsOfAService(t *testing.T) {
 	where := os.Getenv("SLASHA_TEST_S3")
 	if where == "" {
 		t.Skip("SLASHA_TEST_S3 names no service")
 	}
-	t.Setenv("AWS_CA_BUNDLE", "")
 	u, err := url.Parse(where)
 	if err != nil {
 		t.Fatal(err)

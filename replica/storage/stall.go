@@ -7,19 +7,17 @@ import (
 	"io"
 	"sync"
 	"time"
-
-	"github.com/superfly/ltx"
 )
 
-// Litestream's HTTP client gives one request 24 hours and has no timeout for a
-// response's header, so a connection that dies without a word (a half-open
-// socket, a dropped packet filter entry) would hold the sync loop for a day.
+// A connection may die silently (a half-open socket, a dropped packet filter entry), and
+// HTTP has no limit of its own for an answer: the sync loop would hang. A request is ended
+// here, and not by a timeout of the transport, as an upload may need minutes.
 
 // stallAfter is how long the other side may be silent. Only tests change it.
 var stallAfter = 20 * time.Second
 
-// slowestUpload, in bytes per second, is what a healthy line always reaches; an
-// upload of known size gets the time that this rate needs.
+// slowestUpload, in bytes per second, is what a healthy line always reaches. An upload of
+// known size gets the time that this rate needs.
 const slowestUpload = 32 << 10
 
 // errStalled ends an operation that made no progress. It is temporary.
@@ -41,14 +39,14 @@ func watchdog(ctx context.Context, after time.Duration) (context.Context, *watch
 	return ctx, w
 }
 
-// feed starts the wait anew.
+// feed restarts the wait.
 func (w *watch) feed() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.timer.Reset(w.after)
 }
 
-// pause stops the clock while it is the caller, not the replica, who is slow.
+// pause stops the clock while the caller, and not the replica, is busy.
 func (w *watch) pause() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -61,7 +59,7 @@ func (w *watch) stop() {
 	w.cancel(nil)
 }
 
-// cause puts the reason in the place of the "context canceled" that it led to.
+// cause replaces the "context canceled" that the watch led to by the reason.
 func (w *watch) cause(ctx context.Context, err error) error {
 	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
 		return errStalled
@@ -89,15 +87,15 @@ func uploadTime(r io.Reader) time.Duration {
 	return stallAfter + time.Duration(end-pos)*time.Second/slowestUpload
 }
 
-// stream feeds the watch with what the uploader takes. The uploader reads one
-// part ahead at most, so a stalled connection stops it soon.
+// stream feeds the watch with what the uploader takes. The uploader reads one part ahead
+// at most, so that a stalled connection soon stops it.
 type stream struct {
 	io.Reader
 	watch *watch
 }
 
 func (s *stream) Read(p []byte) (int, error) {
-	s.watch.pause() // producing the snapshot may be slow; that is no stall
+	s.watch.pause() // making a snapshot may be slow, which is no stall
 	n, err := s.Reader.Read(p)
 	s.watch.feed()
 	return n, err
@@ -126,39 +124,4 @@ var errCut = errors.New("the connection broke off")
 func (b *body) Close() error {
 	defer b.watch.stop()
 	return b.ReadCloser.Close()
-}
-
-// iterator is a list being read, page by page.
-type iterator struct {
-	ltx.FileIterator
-	ctx    context.Context
-	client *Client
-	watch  *watch
-	start  time.Time
-	told   bool
-}
-
-func (i *iterator) Next() bool {
-	i.watch.feed()
-	ok := i.FileIterator.Next()
-	i.watch.pause()
-	if !ok {
-		i.tell()
-	}
-	return ok
-}
-
-func (i *iterator) Err() error { return i.watch.cause(i.ctx, i.FileIterator.Err()) }
-
-func (i *iterator) Close() error {
-	i.tell()
-	defer i.watch.stop()
-	return i.watch.cause(i.ctx, i.FileIterator.Close())
-}
-
-func (i *iterator) tell() {
-	if !i.told {
-		i.told = true
-		_ = i.client.done("list", -1, i.start, i.Err())
-	}
 }

@@ -1,10 +1,11 @@
-// Package storage is the one door to a replica: a bucket of an S3-compatible
+// Package storage is the only access to a replica: a bucket of an S3-compatible
 // service, or a local folder.
 //
-// It wraps Litestream's own replica clients and adds what they leave open: the
-// bucket's region is taken from the server's answer, an operation that makes no
-// progress is ended, every result is told to whoever keeps health, and an error
-// becomes one sentence that a person can act on.
+// Client keeps Litestream's formats (the LTX files of 0.5, the generations of 0.3)
+// and our own small objects in a place that knows only files and folders: bucket or
+// folder. Every request passes an operation, which ends it when it makes no progress
+// and reports its result. transport.go lists the limits on what a bucket may answer, and
+// an error becomes one sentence that a person can act on in explain.go.
 //
 // The package trusts nothing in the process environment: see IsolateEnvironment.
 package storage
@@ -12,20 +13,18 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path"
 	"path/filepath"
 	"time"
 
-	"github.com/benbjohnson/litestream"
-	"github.com/benbjohnson/litestream/file"
 	"github.com/superfly/ltx"
 )
 
-// Config says where a replica lives and with which keys. All fields but Bucket
-// (required unless Endpoint is a folder) and Prefix may be zero.
+// Config says where a replica lives and with which keys. All fields may be zero but
+// Bucket and Prefix, which a bucket needs and a folder does not.
 type Config struct {
 	Endpoint Endpoint
 	Bucket   string
@@ -36,8 +35,8 @@ type Config struct {
 	AccessKeyID     string
 	SecretAccessKey string
 
-	// Region wins over what the endpoint's host tells, and loses to what the
-	// server answers.
+	// Region overrides the region in the endpoint's host name. The server's answer
+	// overrides both.
 	Region string
 
 	// OnResult is called after every operation on the replica with its outcome,
@@ -56,34 +55,79 @@ type Result struct {
 	Err   error // nil: the replica answered as it should
 }
 
-// formats is what Litestream's clients offer: today's LTX files, and the
-// generations of version 0.3. Litestream finds the second by a type assertion,
-// so a wrapper that hides it makes old replicas look empty.
-type formats interface {
-	litestream.ReplicaClient
-	litestream.ReplicaClientV3
-}
-
-// backend is one kind of place.
-type backend interface {
-	formats
+// place is where the files of a replica are. A name is a path below the replica's root,
+// with slashes. All methods are safe for concurrent use.
+//
+// Client does the rest for every kind of storage. A new kind implements this interface,
+// and besides that it touches:
+//
+//   - Endpoint and ParseEndpoint (endpoint.go), for how people write its address, and
+//     Endpoint.secure if it travels over TLS
+//   - Open, which makes the place and its address for people
+//   - explain.go: where and host, which name it in sentences, and explain for its own
+//     errors; answers.go knows those of S3 alone
+//   - Config, and the settings in config/table.go and config/place.go, if it needs other
+//     keys; IsolateEnvironment (credentials.go), if its library reads the environment
+//   - config/rules.go, where only a local folder needs no --bucket
+//   - the limits on its answers (see transport.go), and litestream's package for it in
+//     TestLinkedPackages, if it uses that
+type place interface {
+	// typeName is Litestream's name for this kind of place.
+	typeName() string
+	// ready makes the other methods usable, and costs nothing once it has succeeded.
+	ready(ctx context.Context) error
 	// check makes one cheap request that only a working replica answers well.
 	check(ctx context.Context) error
-	// empty reports whether nothing is there but what is ours (see OwnFolder).
+	// empty reports whether the place holds nothing but our own objects (see ownFolder).
 	empty(ctx context.Context) (bool, error)
+
+	// list returns what is directly in the folder of that name, ordered by name. A
+	// folder that does not exist is empty.
+	list(name string, want contents) pages
+	// open opens the file of that name. The error is os.ErrNotExist if there is none.
+	open(ctx context.Context, name string) (io.ReadCloser, error)
+
+	// ltxFolder is the name of the folder with the LTX files of a level.
+	ltxFolder(level int) string
+	// openLTX opens one LTX file, or size bytes of it from offset; size 0 means all the
+	// rest. The error is os.ErrNotExist if there is none.
+	openLTX(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error)
+	writeLTX(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, r io.Reader) (*ltx.FileInfo, error)
+	// deleteLTX deletes files. A file that does not exist counts as deleted.
+	deleteLTX(ctx context.Context, infos []*ltx.FileInfo) error
+
 	// readOwn and writeOwn are ReadOwn and WriteOwn.
 	readOwn(ctx context.Context, name string) (Own, error)
 	writeOwn(ctx context.Context, name string, data []byte, ifTag string) (tag string, err error)
 }
 
-// OwnFolder is the folder of a replica that Litestream knows nothing of. It
-// sorts behind all of Litestream's: the levels 0000 to 0009, and generations.
-const OwnFolder = "slasha"
+// contents is what a list is to hold.
+type contents int
+
+const (
+	files      contents = iota // with the time at which each was stored
+	datedFiles                 // with the time in each file's LTX header, as far as the place knows it
+	folders                    // names alone
+)
+
+// pages reads a list, one page after the other, until a page is the last.
+type pages interface {
+	next(ctx context.Context) (page []entry, last bool, err error)
+}
+
+// entry is one file or folder of a list.
+type entry struct {
+	name string // without the folder's
+	size int64
+	at   time.Time
+}
 
 // Client is a replica. It is safe for concurrent use, and it is a
 // litestream.ReplicaClient (and V3) in all respects.
+//
+// Its methods reach the place through an operation alone: see do, open and list.
 type Client struct {
-	backend
+	place place
 	cfg   Config
 	where string
 }
@@ -93,144 +137,158 @@ func Open(cfg Config) (*Client, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	c := &Client{cfg: cfg}
 	if cfg.Endpoint.IsFile() {
 		dir := filepath.Join(cfg.Endpoint.Dir, cfg.Bucket, filepath.FromSlash(cfg.Prefix))
-		c.backend = &folder{ReplicaClient: file.NewReplicaClient(dir), root: dir}
-		c.where = "file://" + dir
-		return c, nil
+		return &Client{place: newFolder(dir), cfg: cfg, where: "file://" + dir}, nil
 	}
-	if cfg.Endpoint.HTTPS() {
+	if cfg.Bucket == "" {
+		return nil, errors.New("storage: a replica in an S3-compatible service needs a bucket")
+	}
+	if cfg.Endpoint.secure() {
 		fallbackRoots()
 	}
-	s3, err := newBucket(cfg)
-	if err != nil {
-		return nil, err
-	}
-	c.backend = s3
-	c.where = "s3://" + path.Join(cfg.Bucket, cfg.Prefix)
-	return c, nil
+	return &Client{place: newBucket(cfg), cfg: cfg, where: "s3://" + path.Join(cfg.Bucket, cfg.Prefix)}, nil
 }
 
 // String returns the replica's address for people: s3://bucket/prefix or
 // file:///dir. It holds no secret.
 func (c *Client) String() string { return c.where }
 
-// Check makes one signed request that tells whether the replica is there and
-// lets us in. It costs one LIST of one key.
-func (c *Client) Check(ctx context.Context) error {
-	ctx, watch := watchdog(ctx, stallAfter)
-	defer watch.stop()
-	start := time.Now()
-	err := c.Init(ctx)
-	if err == nil {
-		err = c.check(ctx)
-	}
-	return c.done("check", -1, start, watch.cause(ctx, err))
-}
+// Type returns Litestream's name for the kind of place: "s3" or "file".
+func (c *Client) Type() string { return c.place.typeName() }
 
-// Empty reports whether the replica is there, lets us in, and holds no backup in
-// any format. It is true only when the replica has answered so.
-func (c *Client) Empty(ctx context.Context) (bool, error) {
-	ctx, watch := watchdog(ctx, stallAfter)
-	defer watch.stop()
-	start := time.Now()
-	err := c.Init(ctx)
-	var empty bool
-	if err == nil {
-		empty, err = c.empty(ctx)
-	}
-	return empty && err == nil, c.done("list", -1, start, watch.cause(ctx, err))
-}
+// SetLogger does nothing: errors go to the caller, and what else there is to log goes to
+// the logger of Config.
+func (c *Client) SetLogger(*slog.Logger) {}
 
 // Explain turns an error of this client into one sentence.
 func (c *Client) Explain(err error) Problem { return explain(err, c.cfg) }
 
-// LTXFiles lists the files of one level in TXID order. The request is lazy: it
-// is made, and can fail, while the iterator is read.
+// Init makes the client ready for requests. The other methods do so themselves. It
+// reports no success, as it need not have made a request.
+func (c *Client) Init(ctx context.Context) error {
+	op, err := c.start(ctx, "check", -1, stallAfter)
+	if err != nil {
+		return err
+	}
+	op.watch.stop()
+	return nil
+}
+
+// Check makes one signed request that shows whether the replica exists and lets us in.
+// It costs one LIST of one key.
+func (c *Client) Check(ctx context.Context) error {
+	return c.do(ctx, "check", -1, stallAfter, func(op *operation) error { return c.place.check(op.ctx) })
+}
+
+// Empty reports whether the replica exists, lets us in, and holds no backup in any
+// format. It is true only when the replica has answered so.
+func (c *Client) Empty(ctx context.Context) (empty bool, err error) {
+	err = c.do(ctx, "list", -1, stallAfter, func(op *operation) (err error) {
+		empty, err = c.place.empty(op.ctx)
+		return err
+	})
+	return empty && err == nil, err
+}
+
+// LTXFiles lists the files of one level in TXID order, beginning with the first whose
+// MinTXID is at least seek. With useMetadata the files' times are those of their LTX
+// headers, as far as the place knows them, which costs one HEAD a file in a bucket;
+// without, they are the times of the uploads. The list is read, and can fail, while the
+// caller iterates.
 func (c *Client) LTXFiles(ctx context.Context, level int, seek ltx.TXID, useMetadata bool) (ltx.FileIterator, error) {
-	ctx, watch := watchdog(ctx, stallAfter)
-	start := time.Now()
-	err := c.Init(ctx)
-	if err != nil {
-		watch.stop()
-		return nil, c.done("list", -1, start, watch.cause(ctx, err))
+	want := files
+	if useMetadata {
+		want = datedFiles
 	}
-	itr, err := c.backend.LTXFiles(ctx, level, seek, useMetadata)
-	watch.pause()
+	list, err := c.list(ctx, c.place.ltxFolder(level), want)
 	if err != nil {
-		watch.stop()
-		return nil, c.done("list", -1, start, watch.cause(ctx, err))
+		return nil, err
 	}
-	return &iterator{FileIterator: itr, ctx: ctx, client: c, watch: watch, start: start}, nil
+	return &ltxFiles{list: list, level: level, seek: seek}, nil
 }
 
-// OpenLTXFile opens one file, or size bytes of it from offset. It returns an
-// error that is os.ErrNotExist when the file is not there.
+// OpenLTXFile opens one file, or size bytes of it from offset; size 0 means all the
+// rest. The error is os.ErrNotExist if the file does not exist.
 func (c *Client) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
-	ctx, watch := watchdog(ctx, stallAfter)
-	start := time.Now()
-	err := c.Init(ctx)
-	var rc io.ReadCloser
-	if err == nil {
-		rc, err = c.backend.OpenLTXFile(ctx, level, minTXID, maxTXID, offset, size)
-	}
-	watch.pause()
-	if err != nil {
-		watch.stop()
-		return nil, c.done("read", -1, start, watch.cause(ctx, err))
-	}
-	_ = c.done("read", -1, start, nil)
-	return &body{ReadCloser: rc, ctx: ctx, watch: watch}, nil
+	return c.open(ctx, func(ctx context.Context) (io.ReadCloser, error) {
+		return c.place.openLTX(ctx, level, minTXID, maxTXID, offset, size)
+	})
 }
 
-// WriteLTXFile uploads one file. r goes to Litestream's client as it is: a
-// wrapped reader would lose the size and the seeking that retries need.
-func (c *Client) WriteLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, r io.Reader) (*ltx.FileInfo, error) {
-	ctx, watch := watchdog(ctx, uploadTime(r))
-	defer watch.stop()
-	start := time.Now()
-	err := c.Init(ctx)
-	var info *ltx.FileInfo
-	if err == nil {
+// WriteLTXFile uploads one file. A seekable r goes to the uploader as it is: a wrapped
+// one would lose its size, and the seeking that retries need.
+func (c *Client) WriteLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, r io.Reader) (info *ltx.FileInfo, err error) {
+	err = c.do(ctx, "write", level, uploadTime(r), func(op *operation) (err error) {
+		body := r
 		if _, sized := r.(io.ReadSeeker); !sized {
-			r = &stream{Reader: r, watch: watch} // unknown size: any progress will do
+			body = &stream{Reader: r, watch: op.watch} // of unknown size: any progress counts
 		}
-		info, err = c.backend.WriteLTXFile(ctx, level, minTXID, maxTXID, r)
-	}
-	return info, c.done("write", level, start, watch.cause(ctx, err))
+		info, err = c.place.writeLTX(op.ctx, level, minTXID, maxTXID, body)
+		return err
+	})
+	return info, err
 }
 
-// DeleteLTXFiles deletes files. Those that are not there count as deleted.
+// DeleteLTXFiles deletes files. A file that does not exist counts as deleted.
 func (c *Client) DeleteLTXFiles(ctx context.Context, infos []*ltx.FileInfo) error {
 	if len(infos) == 0 {
 		return nil
 	}
-	ctx, watch := watchdog(ctx, stallAfter+time.Duration(len(infos))*10*time.Millisecond)
-	defer watch.stop()
-	start := time.Now()
-	err := c.Init(ctx)
-	if err == nil {
-		err = c.backend.DeleteLTXFiles(ctx, infos)
-	}
-	return c.done("delete", -1, start, watch.cause(ctx, err))
+	patience := stallAfter + time.Duration(len(infos))*10*time.Millisecond
+	return c.do(ctx, "delete", -1, patience, func(op *operation) error { return c.place.deleteLTX(op.ctx, infos) })
 }
 
-// DeleteAll is refused: Litestream's would also delete what version 0.3 left
-// behind, and nothing in this program ever wants a replica gone.
+// DeleteAll fails: Litestream's own would also delete what version 0.3 left behind, and
+// this program never wants to delete a replica.
 func (c *Client) DeleteAll(context.Context) error {
 	return errors.New("storage: deleting a whole replica is not supported")
 }
 
-func (c *Client) done(op string, level int, start time.Time, err error) error {
-	// The caller's own cancellation says nothing about the replica.
-	if c.cfg.OnResult != nil && !errors.Is(err, context.Canceled) {
-		now := time.Now()
-		res := Result{Op: op, Level: level, At: now, Took: now.Sub(start), Err: err}
-		if errors.Is(err, os.ErrNotExist) && op == "read" {
-			res.Err = nil // the replica answered: there is no such file
+// ltxFiles is the list of one level.
+type ltxFiles struct {
+	list  *list
+	level int
+	seek  ltx.TXID
+
+	page []entry // what is left of it
+	item *ltx.FileInfo
+}
+
+func (f *ltxFiles) Next() bool {
+	for {
+		if len(f.page) == 0 {
+			page, more := f.list.next()
+			if !more {
+				return false
+			}
+			f.page = page
+			continue
 		}
-		c.cfg.OnResult(res)
+		e := f.page[0]
+		f.page = f.page[1:]
+		minTXID, maxTXID, err := ltx.ParseFilename(e.name)
+		if err != nil || minTXID < f.seek {
+			continue
+		}
+		f.item = &ltx.FileInfo{Level: f.level, MinTXID: minTXID, MaxTXID: maxTXID, Size: e.size, CreatedAt: e.at.UTC()}
+		return true
 	}
-	return err
+}
+
+func (f *ltxFiles) Item() *ltx.FileInfo { return f.item }
+func (f *ltxFiles) Err() error          { return f.list.err }
+
+func (f *ltxFiles) Close() error {
+	f.page = nil
+	return f.list.close()
+}
+
+// headerTime reads the time out of an LTX header, and nothing beyond the header.
+func headerTime(r io.Reader) (time.Time, error) {
+	h, _, err := ltx.PeekHeader(r)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("extract timestamp from LTX header: %w", err)
+	}
+	return time.UnixMilli(h.Timestamp).UTC(), nil
 }

@@ -111,31 +111,30 @@ func TestRegionInError(t *testing.T) {
 	}
 }
 
-// fake is a backend for faults that no server shows on request.
+// fake is a place for faults that no server shows on request.
 type fake struct {
-	formats
+	place
 	wrote io.Reader
 	write func(ctx context.Context, r io.Reader) error
-	open  func(ctx context.Context) (io.ReadCloser, error)
+	read  func(ctx context.Context) (io.ReadCloser, error)
 }
 
-func (f *fake) Init(context.Context) error          { return nil }
-func (f *fake) check(context.Context) error         { return nil }
-func (f *fake) empty(context.Context) (bool, error) { return false, nil }
-func (f *fake) WriteLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, r io.Reader) (*ltx.FileInfo, error) {
+func (f *fake) ready(context.Context) error { return nil }
+
+func (f *fake) writeLTX(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, r io.Reader) (*ltx.FileInfo, error) {
 	f.wrote = r
 	return &ltx.FileInfo{}, f.write(ctx, r)
 }
 
-func (f *fake) OpenLTXFile(ctx context.Context, _ int, _, _ ltx.TXID, _, _ int64) (io.ReadCloser, error) {
-	return f.open(ctx)
+func (f *fake) openLTX(ctx context.Context, _ int, _, _ ltx.TXID, _, _ int64) (io.ReadCloser, error) {
+	return f.read(ctx)
 }
 
 // A wrapped file would lose its size and its seeking, and with them the single
 // PUT and every retry.
 func TestAFileGoesToTheUploaderAsItIs(t *testing.T) {
 	f := &fake{write: func(context.Context, io.Reader) error { return nil }}
-	c := &Client{backend: f}
+	c := &Client{place: f}
 	file, err := os.Create(filepath.Join(t.TempDir(), "x"))
 	if err != nil {
 		t.Fatal(err)
@@ -154,12 +153,12 @@ func TestAStalledOperationEnds(t *testing.T) {
 	stallAfter = 50 * time.Millisecond
 	defer func() { stallAfter = old }()
 	hang := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
-	var told []Result
+	var got []Result
 	c := &Client{
-		cfg: Config{OnResult: func(r Result) { told = append(told, r) }},
-		backend: &fake{
+		cfg: Config{OnResult: func(r Result) { got = append(got, r) }},
+		place: &fake{
 			write: func(ctx context.Context, _ io.Reader) error { return hang(ctx) },
-			open:  func(ctx context.Context) (io.ReadCloser, error) { return nil, hang(ctx) },
+			read:  func(ctx context.Context) (io.ReadCloser, error) { return nil, hang(ctx) },
 		},
 	}
 	_, err := c.WriteLTXFile(t.Context(), 0, 1, 1, bytes.NewReader(nil))
@@ -169,14 +168,14 @@ func TestAStalledOperationEnds(t *testing.T) {
 	if _, err := c.OpenLTXFile(t.Context(), 0, 1, 1, 0, 0); !errors.Is(err, errStalled) {
 		t.Errorf("open: %v", err)
 	}
-	if len(told) != 2 || told[0].Op != "write" || told[1].Op != "read" || told[0].Err == nil || told[1].Err == nil {
-		t.Errorf("told %+v", told)
+	if len(got) != 2 || got[0].Op != "write" || got[1].Op != "read" || got[0].Err == nil || got[1].Err == nil {
+		t.Errorf("got %+v", got)
 	}
 	// A caller's own end is not the replica's fault.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := c.WriteLTXFile(ctx, 0, 1, 1, bytes.NewReader(nil)); !errors.Is(err, context.Canceled) || len(told) != 2 {
-		t.Errorf("canceled: %v, told %+v", err, told)
+	if _, err := c.WriteLTXFile(ctx, 0, 1, 1, bytes.NewReader(nil)); !errors.Is(err, context.Canceled) || len(got) != 2 {
+		t.Errorf("canceled: %v, got %+v", err, got)
 	}
 }
 
@@ -196,7 +195,7 @@ func TestASlowStreamIsNoStall(t *testing.T) {
 	old := stallAfter
 	stallAfter = 60 * time.Millisecond
 	defer func() { stallAfter = old }()
-	c := &Client{backend: &fake{write: func(ctx context.Context, r io.Reader) error {
+	c := &Client{place: &fake{write: func(ctx context.Context, r io.Reader) error {
 		_, err := io.Copy(io.Discard, r)
 		return errors.Join(err, ctx.Err())
 	}}}
@@ -214,7 +213,7 @@ func TestFolder(t *testing.T) {
 	if c.String() != "file://"+dir+"/shop" {
 		t.Errorf("it is called %s", c)
 	}
-	for _, made := range []string{"", "shop", "shop/" + OwnFolder} {
+	for _, made := range []string{"", "shop", "shop/" + ownFolder} {
 		if err := os.MkdirAll(filepath.Join(dir, made), 0o755); err != nil {
 			t.Fatal(err)
 		}
