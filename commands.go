@@ -5,296 +5,232 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
 
-	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
-
+	"github.com/slashacom/slasha-init/config"
+	"github.com/slashacom/slasha-init/control"
 	"github.com/slashacom/slasha-init/healthz"
-	"github.com/slashacom/slasha-init/internal/durable"
+	"github.com/slashacom/slasha-init/internal/exit"
 	"github.com/slashacom/slasha-init/internal/logs"
+	"github.com/slashacom/slasha-init/internal/text"
 	"github.com/slashacom/slasha-init/lineage"
-	"github.com/slashacom/slasha-init/lock"
-	"github.com/slashacom/slasha-init/replica/storage"
+	"github.com/slashacom/slasha-init/replica"
 	"github.com/slashacom/slasha-init/restore"
+	"github.com/slashacom/slasha-init/volume"
 )
 
-// dispatch runs the command that the first argument names. Only the first can:
-// everything behind -- belongs to the app.
-func dispatch(args, environ []string) int {
-	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
-		return run(args, environ)
-	}
-	name, args := args[0], args[1:]
-	switch name {
-	case "run":
-		return run(args, environ)
-	case "restore":
-		return restoreCommand(args, environ)
-	case "healthcheck":
-		return healthcheck(args, environ)
-	case "status":
-		return status(args, environ)
-	case "version":
-		fmt.Printf("slasha-init %s %s/%s %s\n", version, runtime.GOOS, runtime.GOARCH, runtime.Version())
-		return 0
-	case "help":
-		help(os.Stdout)
-		return 0
-	case "sync":
-		return syncCommand(args, environ)
-	}
-	fmt.Fprintf(os.Stderr, "slasha-init: there is no command %s; to run it as the app, write: slasha-init -- %s\n", quote(name), oneWord(name))
-	return exitUsage
-}
-
-// oneWord keeps control characters of an argument off the terminal.
-func oneWord(s string) string { return strings.Trim(quote(s), `"`) }
-
-// tellConfig prints why a command can't be run as asked, and returns the exit code.
-func tellConfig(out io.Writer, err error) int {
-	if errors.Is(err, pflag.ErrHelp) {
-		help(os.Stdout)
-		return 0
-	}
-	fmt.Fprintln(out, err)
-	var wrong *configError
-	if errors.As(err, &wrong) && !wrong.usage {
-		return exitConfig
-	}
-	return exitUsage
+// commands are those besides run. Each returns an error that carries its exit code.
+var commands = map[string]func(cfg config.Config, out *logs.Writer) error{
+	"restore":     restoreCommand,
+	"healthcheck": healthcheck,
+	"status":      status,
+	"sync":        syncCommand,
 }
 
 // restoreCommand restores to a file for a person who wants to look, or to the
 // database's path while the app does not run. It refuses to touch a file that
-// is there.
-func restoreCommand(args, environ []string) int {
-	cfg, err := Parse("restore", args, environ)
-	if err != nil {
-		return tellConfig(os.Stderr, err)
-	}
-	if cfg.Now {
+// exists.
+func restoreCommand(cfg config.Config, out *logs.Writer) error {
+	if cfg.Ask.Now {
 		return restoreNow(cfg)
 	}
-	out := logs.NewWriter(os.Stderr)
-	out.Hide(cfg.Secrets())
-	defer out.Flush(500 * time.Millisecond)
+	dst, err := filepath.Abs(cfg.Ask.Output)
+	if err != nil {
+		return exit.With(exit.Restore, err)
+	}
+	var dbPath string
+	if len(cfg.Databases) > 0 {
+		dbPath = cfg.Databases[0]
+	}
+	ctx, cancel := untilSignal()
+	defer cancel()
 	log := logs.New(out, cfg.Log)
-	if err := restoreTo(cfg, log, out); err != nil {
-		fmt.Fprintf(out, "slasha-init: %v\n", err)
-		var stopped *stoppedError
-		var held *lock.HeldError
+	if dst == dbPath {
+		leave, err := volume.New(volume.Config{DBPath: dbPath, Logger: log}).Occupy()
+		var held *volume.HeldError
 		switch {
-		case errors.As(err, &stopped):
-			return 128 + int(stopped.sig)
 		case errors.As(err, &held):
-			return exitHeld
-		}
-		return exitRestore
-	}
-	return 0
-}
-
-type stoppedError struct{ sig syscall.Signal }
-
-func (e *stoppedError) Error() string {
-	return "stopped by " + e.sig.String() + "; nothing was restored"
-}
-
-// restoreTo restores into a scratch folder beside the output, verifies, and moves
-// the file into place.
-func restoreTo(cfg Config, log *slog.Logger, out io.Writer) error {
-	dst, err := filepath.Abs(cfg.Output)
-	if err != nil {
-		return err
-	}
-	if dst == cfg.DBPath {
-		unlock, err := lockVolume(cfg)
-		if err != nil {
 			return err
+		case err != nil:
+			return exit.With(exit.Restore, err)
 		}
-		defer unlock()
+		defer leave()
 	}
-	if _, err := os.Lstat(dst); err == nil {
-		return fmt.Errorf("%s is there already; restore to another path with --output, or move it away", dst)
-	}
-	if left := restore.Leftover(dst); left != "" && dst != cfg.DBPath {
-		return fmt.Errorf("%s is there, and would be taken for a part of the restored database; move it away", left)
-	}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	go func() {
-		if sig, ok := (<-signals).(syscall.Signal); ok {
-			cancel(&stoppedError{sig})
-		}
-	}()
-
-	storage.IsolateEnvironment(cfg.AccessKeyID != "")
-	sc := cfg.Storage()
-	sc.Logger = log
-	debug.SetGCPercent(smallHeap)
-	client, err := storage.Open(sc)
+	from, err := openReplica(cfg, replica.Config{Logger: log})
 	if err != nil {
-		return err
+		return exit.With(exit.Restore, err)
 	}
-	scratch, done, err := scratchFor(cfg, dst)
-	if err != nil {
-		return err
-	}
-	defer done()
-
-	show := newProgress(log, os.Stderr)
-	file := filepath.Join(scratch, "restored")
-	rc := restore.Config{
-		DBPath:   cfg.DBPath,
-		StateDir: cfg.StateDir(),
-		Client:   client,
-		Explain: func(err error) (string, bool) {
-			p := client.Explain(err)
-			return p.Sentence, p.Temporary
-		},
-		Timestamp:  cfg.Timestamp,
-		Check:      cfg.RestoreCheck,
-		OnProgress: show.show,
+	folder := volume.FolderOf(dbPath)
+	line := lineage.New(lineage.Config{DBPath: dbPath, Client: from, Adopted: folder.Adopted(), NewLine: folder.NewLine()})
+	show := restore.NewDisplay(log, os.Stderr)
+	got, err := restore.ToFile(ctx, restore.Config{
+		What:       restore.What{Timestamp: cfg.Ask.Timestamp, TXID: cfg.Ask.TXID},
+		Place:      place(dbPath),
+		Source:     restore.Source{Client: from, Explain: from.Explain},
+		Check:      cfg.Restore.Check,
+		Line:       restore.Line{Adopt: line.Adopt, Begin: line.Begin},
+		Lock:       volume.Lock,
+		OnProgress: show.Show,
 		Logger:     log,
-	}
-	got, err := restore.Fetch(ctx, rc, file, cfg.TXID)
-	show.done()
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
-	if err != nil {
+	}, dst)
+	show.Done()
+	var stopped *exit.Stopped
+	switch {
+	case errors.As(err, &stopped):
+		return fmt.Errorf("%w; nothing was restored", err)
+	case err != nil:
 		return err
 	}
-	if dst == cfg.DBPath {
-		// With the owner and mode that an app expects, and as what goes on from the
-		// replica.
-		if err = lineage.Adopt(cfg.DBPath, cfg.StateDir(), file, got.Newest); err == nil && got.TXID < got.Newest {
-			err = restore.BeginNewLine(cfg.StateDir())
-		}
-		if err == nil {
-			err = restore.Install(rc, file)
-		}
-	} else {
-		err = moveToNew(file, dst)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot put the restored database into place: %w", err)
-	}
-	fmt.Fprintf(out, "slasha-init: restored %s from %s: %s in %s\n", dst, client, healthz.Bytes(got.BytesDone), got.Took.Round(time.Millisecond))
+	fmt.Fprintf(out, "slasha-init: restored %s from %s: %s in %s\n", dst, from, text.Bytes(got.BytesDone), got.Took.Round(time.Millisecond))
 	return nil
 }
 
-// scratchFor makes the folder on the file system of dst in which that is put together,
-// for as long as done is not called. What an earlier restore to dst left there,
-// because it was killed, is removed; one that runs is a *lock.HeldError.
-func scratchFor(cfg Config, dst string) (dir string, done func(), err error) {
-	dir = filepath.Join(filepath.Dir(dst), "."+filepath.Base(dst)+".slasha-restore")
-	if dst == cfg.DBPath {
-		dir = restore.ScratchDir(cfg.StateDir()) // which a container's start clears too
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", nil, fmt.Errorf("cannot restore beside the output: %w", err)
-	}
-	mine, err := lock.Try(filepath.Join(dir, "lock"), "slasha-init restore, "+whoWeAre())
-	var held *lock.HeldError
-	if errors.As(err, &held) {
-		return "", nil, fmt.Errorf("%s is being restored already: %w", dst, held)
-	}
-	left, err := os.ReadDir(dir)
-	for _, e := range left {
-		if e.Name() != "lock" {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+// untilSignal returns a context that a signal ends, with an *exit.Stopped as its cause.
+func untilSignal() (context.Context, context.CancelFunc) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	go func() {
+		if sig, ok := (<-signals).(syscall.Signal); ok {
+			cancel(&exit.Stopped{Signal: sig})
 		}
-	}
-	done = func() {
-		if mine != nil { // else this volume has no locks
-			_ = mine.Release()
-		}
-		_ = os.RemoveAll(dir)
-	}
-	if err != nil {
-		done()
-		return "", nil, fmt.Errorf("cannot clear what an earlier restore left behind: %w", err)
-	}
-	return dir, done, nil
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
-// moveToNew moves a file to a path, and fails where another has come there meanwhile.
-func moveToNew(file, dst string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, file, unix.AT_FDCWD, dst, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // not on this file system
-		err = os.Link(file, dst)
+// restoreNow asks the running container for a restore, and shows how far it is. When
+// the person stops waiting, the restore goes on.
+func restoreNow(cfg config.Config) error {
+	ctx, cancel := untilSignal()
+	defer cancel()
+	watching, end := context.WithCancel(ctx)
+	shown := make(chan struct{})
+	go func() {
+		defer close(shown)
+		watchRestore(watching, cfg)
+	}()
+	done, err := control.Client{Path: cfg.ControlSocket}.Restore(ctx, cfg.Ask.Timestamp)
+	end()
+	<-shown
+	var refused *control.Refusal
+	switch {
+	case ctx.Err() != nil:
+		return errors.New("stopped waiting; the restore goes on, see slasha-init status")
+	case errors.As(err, &refused):
+		return exit.With(exit.Restore, fmt.Errorf("refused: %w", err))
+	case err != nil:
+		return exit.With(exit.Restore, err)
 	}
-	if err != nil {
-		return &os.PathError{Op: "move to", Path: dst, Err: err}
+	took := time.Duration(done.TookSeconds * float64(time.Second)).Round(time.Millisecond)
+	fmt.Printf("restored transaction %s: %s in %s; the database that was there is in %s\n", done.TXID, text.Bytes(done.Bytes), took, done.SetAside)
+	return nil
+}
+
+// watchRestore draws the progress of the restore that runs, where somebody can
+// see it.
+func watchRestore(ctx context.Context, cfg config.Config) {
+	show := restore.NewDisplay(nil, os.Stderr)
+	if !show.OnTerminal() {
+		return
 	}
-	return durable.SyncDir(filepath.Dir(dst))
+	defer show.Done()
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s, err := askSocket(ctx, cfg)
+		if err != nil || s.Restore.State != healthz.RestoreRunning {
+			continue
+		}
+		show.Show(restore.Progress{
+			BytesDone: s.Restore.BytesDone, BytesTotal: s.Restore.BytesTotal,
+			Took: time.Duration(s.Restore.TookSeconds * float64(time.Second)),
+		})
+	}
+}
+
+// syncCommand returns when everything committed before the call is in the replica.
+func syncCommand(cfg config.Config, _ *logs.Writer) error {
+	ctx, cancel := context.WithTimeout(context.Background(), cfg.Ask.Timeout)
+	defer cancel()
+	done, err := control.Client{Path: cfg.ControlSocket}.Sync(ctx)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		why := ""
+		again, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if s, err := askSocket(again, cfg); err == nil && s.HealthError != nil {
+			why = ": " + *s.HealthError
+		}
+		return fmt.Errorf("some commits are still not in the replica after %s%s", cfg.Ask.Timeout, why)
+	case err != nil:
+		return err
+	case done.TXID == "":
+		fmt.Println("there is no database yet, so there is nothing to upload")
+	default:
+		fmt.Println("everything is in the replica, up to transaction", done.TXID)
+	}
+	return nil
 }
 
 // askTimeout is how long healthcheck and status wait for an answer.
 const askTimeout = 4 * time.Second
 
-func ask(cfg Config) (healthz.Status, error) {
+// ask asks the running container for its status.
+func ask(cfg config.Config) (healthz.Status, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 	defer cancel()
-	if cfg.pageless() {
+	if cfg.Health.Pageless() {
 		return askSocket(ctx, cfg)
 	}
-	return healthz.Fetch(ctx, cfg.HealthAddr)
+	return healthz.Fetch(ctx, cfg.Health.Addr)
 }
 
-// healthcheck exits with 0 when the container is healthy and with 1 when not.
-func healthcheck(args, environ []string) int {
-	cfg, err := Parse("healthcheck", args, environ)
-	if err != nil {
-		return tellConfig(os.Stderr, err)
-	}
+// askSocket asks the control socket for what the health page would answer.
+func askSocket(ctx context.Context, cfg config.Config) (healthz.Status, error) {
+	client := control.Client{Path: cfg.ControlSocket}.HTTP()
+	defer client.CloseIdleConnections()
+	return healthz.FetchBy(ctx, client, "slasha-init")
+}
+
+// healthcheck succeeds when the container is healthy.
+func healthcheck(cfg config.Config, _ *logs.Writer) error {
 	s, err := ask(cfg)
 	switch {
 	case err != nil:
-		fmt.Fprintln(os.Stderr, "slasha-init:", err)
-		return 1
-	case !s.Healthy:
-		why := "not healthy"
-		if s.HealthError != nil {
-			why = *s.HealthError
-		}
-		fmt.Println(why)
-		return 1
+		return err
+	case s.Healthy:
+		fmt.Println("healthy")
+		return nil
+	case s.HealthError != nil:
+		fmt.Println(*s.HealthError)
+	default:
+		fmt.Println("not healthy")
 	}
-	fmt.Println("healthy")
-	return 0
+	return errNo
 }
 
+// errNo is the answer no, which the command has printed.
+var errNo = exit.With(exit.No, errors.New("no"))
+
 // status prints the status for a person, or as JSON.
-func status(args, environ []string) int {
-	cfg, err := Parse("status", args, environ)
-	if err != nil {
-		return tellConfig(os.Stderr, err)
-	}
+func status(cfg config.Config, _ *logs.Writer) error {
 	s, err := ask(cfg)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "slasha-init:", err)
-		return 1
+		return err
 	}
-	if cfg.JSON {
+	if cfg.Ask.JSON {
 		enc := json.NewEncoder(os.Stdout)
 		enc.SetIndent("", "  ")
-		_ = enc.Encode(s)
-		return 0
+		return enc.Encode(s)
 	}
 	word := "healthy"
 	switch {
@@ -307,53 +243,5 @@ func status(args, environ []string) int {
 	for _, row := range healthz.Rows(s, time.Now()) {
 		fmt.Printf("%-14s %s\n", row[0], row[1])
 	}
-	return 0
+	return nil
 }
-
-// help prints all there is to set.
-func help(w io.Writer) {
-	fmt.Fprint(w, `slasha-init keeps an app's SQLite database in an S3-compatible bucket: it restores
-it when it is missing, runs the app, streams every commit to the bucket, and
-answers /healthz.
-
-  slasha-init [flags] -- COMMAND [ARG...]      run COMMAND under supervision
-  slasha-init run [flags] -- COMMAND [ARG...]  the same, spelled out
-  slasha-init run [flags] --procfile Procfile  run several processes
-  slasha-init restore [flags] [--output PATH]  restore to a file and exit
-  slasha-init restore --now [--timestamp T]    restore in the running container
-  slasha-init sync [--timeout D]               return when all that is committed
-                                               now is in the bucket
-  slasha-init healthcheck                      exit 0 if healthy, 1 if not
-  slasha-init status [--json]                  the same, for a person
-  slasha-init version | help
-
-Each flag can also be set as a variable: --db-path as SLASHA_DB_PATH. The flag
-wins. The keys can come from files: SLASHA_SECRET_ACCESS_KEY_FILE. Without
---db-path and --bucket the app is only supervised.
-
-`)
-	for _, o := range options {
-		name, usage := pflag.UnquoteUsage(&pflag.Flag{Name: o.name, Usage: o.usage, Value: stringValue(o.value)})
-		line := "  --" + o.name + " " + name
-		switch {
-		case o.bare == "true":
-			line = "  --" + o.name
-		case o.bare != "":
-			line = "  --" + o.name + "[=" + name + "]"
-		}
-		if o.only != nil && !slices.Contains(o.only, "run") {
-			usage += " (" + strings.Join(o.only, ", ") + ")"
-		}
-		if o.value != "" {
-			usage += " (default " + o.value + ")"
-		}
-		fmt.Fprintf(w, "%-28s %s\n", line, usage)
-	}
-}
-
-// stringValue makes pflag take the option for one of a string.
-type stringValue string
-
-func (stringValue) Set(string) error { return nil }
-func (stringValue) Type() string     { return "string" }
-func (v stringValue) String() string { return string(v) }

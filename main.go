@@ -6,37 +6,21 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"io"
 	"os"
-	"runtime/debug"
+	"runtime"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/slashacom/slasha-init/control"
-	"github.com/slashacom/slasha-init/healthz"
+	"github.com/slashacom/slasha-init/config"
+	"github.com/slashacom/slasha-init/internal/exit"
 	"github.com/slashacom/slasha-init/internal/logs"
-	"github.com/slashacom/slasha-init/replica/lease"
-	"github.com/slashacom/slasha-init/replica/storage"
-	"github.com/slashacom/slasha-init/replicate"
+	"github.com/slashacom/slasha-init/internal/text"
 	"github.com/slashacom/slasha-init/supervisor"
-)
-
-// version is set by the build.
-var version = "v0.0.0-dev"
-
-// Our own exit codes, beside the app's. From sysexits.h, where they fit.
-const (
-	exitUsage   = 64 // bad flag
-	exitSystem  = 71 // the system refuses us what every program needs
-	exitUpload  = 70 // the app ended well, but the last upload did not
-	exitRestore = 74 // restore failed; the database is as it was
-	exitConfig  = 78 // bad configuration
 )
 
 func main() {
@@ -51,281 +35,122 @@ func keepPrivate() {
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 }
 
-// life is a container's life: what its steps share.
-type life struct {
-	cfg    Config
-	sup    *supervisor.Supervisor
-	out    *logs.Writer
-	log    *slog.Logger
-	health *healthz.Health
-	client *storage.Client // nil when backups are off
-	writer replica         // the same, as it may be written
-	claim  claim           // to write it
-
-	compared  bool          // the database is known to continue the replica
-	continues atomic.Uint64 // its newest transaction then
-
-	locks     locks
-	following atomic.Bool // another instance leads
-	brought   bool        // the replica was asked for the database, and answered
-	started   bool        // the app
-	unsynced  bool        // the last upload failed
-
-	orders     orders
-	socket     *control.Server                      // nil when there is none
-	replicator atomic.Pointer[replicate.Replicator] // nil while nothing is replicated
+// dispatch runs the command that the first argument names. Only the first can:
+// everything behind -- belongs to the app.
+func dispatch(args, environ []string) int {
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		return run(args, environ)
+	}
+	name, args := args[0], args[1:]
+	switch name {
+	case "run":
+		return run(args, environ)
+	case "version":
+		fmt.Printf("slasha-init %s %s/%s %s\n", version, runtime.GOOS, runtime.GOARCH, runtime.Version())
+		return 0
+	case "help":
+		config.Help(os.Stdout)
+		return 0
+	}
+	out := logs.NewWriter(os.Stderr)
+	defer out.Flush(500 * time.Millisecond)
+	command, ok := commands[name]
+	if !ok {
+		return conclude(out, exit.With(exit.Usage, fmt.Errorf("there is no command %s; to run it as the app, write: slasha-init -- %s", text.Quote(name), text.Word(name))))
+	}
+	cfg, err := config.Parse(name, args, environ)
+	if err == nil {
+		out.Hide(cfg.Secrets())
+		err = command(cfg, out)
+	}
+	return conclude(out, err)
 }
 
-// run is the life of a container, from top to bottom.
+// run is the life of a container, from top to bottom. Each return ends the container:
+// conclude, when the container can't even be watched; refuse, when its app can't be
+// started, or started again; exit, when the app has ended, with the app's own code. The
+// other codes are those of the errors. A replication that fails ends nothing: health
+// reports it until it works again.
 func run(args, environ []string) int {
-	// Signals and reaping first: whatever comes from now on is not lost.
+	// Signals and reaping first: no signal is lost from now on. A stop signal ends ctx,
+	// and with it whatever is done before the app starts; after that it stops the app.
 	parent := os.Getppid()
 	sup, err := supervisor.New()
 	out := logs.NewWriter(os.Stderr)
 	defer out.Flush(500 * time.Millisecond)
 	if err != nil {
-		fmt.Fprintln(out, "slasha-init: "+err.Error())
-		return exitSystem
+		return conclude(out, exit.With(exit.System, err))
 	}
-
-	cfg, err := Parse("run", args, environ)
+	cfg, err := config.Parse("run", args, environ)
 	if err != nil {
-		return tellConfig(out, err)
+		return conclude(out, err)
 	}
-	out.Hide(cfg.Secrets())
-	l := &life{cfg: cfg, sup: sup, out: out, log: logs.New(out, cfg.Log)}
-	slog.SetDefault(logs.ForLibrary(l.log, cfg.Log.Level))
-	l.takeOrders(parent)
-	if len(cfg.Idle) > 0 {
-		l.log.Warn("backups are off, as neither --db-path nor --bucket is set; some settings have no effect", "settings", strings.Join(cfg.Idle, ", "))
-	}
-
-	// The health page before everything that can take long, so that it can be
-	// watched.
-	if err := l.openStorage(); err != nil {
-		return l.refuse(err.Error())
-	}
-	page, err := l.serveHealth()
+	c := newContainer(cfg, sup, out)
+	ctx, cancel := c.untilStopped(parent)
+	defer cancel()
+	keep, err := newKeeper(c)
 	if err != nil {
-		return l.refuse(err.Error())
-	}
-	defer l.closePage(page)
-
-	// One instance leads on a volume, and one volume's writes the replica.
-	defer l.unlock()
-	if code, ok := l.lead(); !ok {
-		return code
-	}
-	l.openLease()
-	defer l.giveBack()
-	if code, ok := l.takeLease(); !ok {
-		return code
+		return conclude(out, err)
 	}
 
-	// The right database, or none of our doing.
-	if code, ok := l.restore(); !ok {
-		return code
+	// The health page before everything that can take long, so that it can be watched.
+	// It is the last to go.
+	if err := c.openPage(); err != nil {
+		return conclude(out, err)
 	}
-	if code, ok := l.settleLease(); !ok {
-		return code
-	}
+	defer c.closePage()
 
-	l.openControl()
-	defer l.closeControl()
+	// One instance leads on a volume, the others follow it.
+	if err := keep.join(ctx); err != nil {
+		return c.refuse(err)
+	}
+	defer keep.leave()
+
+	// The leader takes the lease, so that one volume writes the replica, puts the right
+	// database at its path, and opens the control socket. A follower's database is ready
+	// when it has joined.
+	defer c.closeControl()
+	if err := keep.begin(ctx); err != nil {
+		return c.refuse(err)
+	}
 
 	for {
-		// Replicate, then start the app; when supervise returns, nobody writes any
+		// Replicate, then start the app. When supervise returns, nobody writes any
 		// more.
-		replication := l.replicate()
-		res := l.supervise()
+		keep.replicate()
+		res := c.supervise()
 
-		// The last upload: always, whatever the app's code and however short it
-		// lived.
-		unsynced := replication.finish(res.Began.Add(cfg.StopTimeout))
-		l.unsynced = unsynced != nil
+		// The last upload: whatever the app's code and however short its life. A
+		// follower has the leader make it; without the lease there is none.
+		unsynced := keep.finish(res.Began.Add(cfg.StopTimeout))
 
-		// The end, unless the app was stopped for a restore. Then it begins again.
-		order := l.orders.take(res)
-		if order == nil {
-			return l.exit(res, unsynced)
+		// The end, unless the app was stopped for a request: to restore, because the
+		// database is stale, or because the lease is lost. Then it begins again, if it can.
+		request := c.requests.Take(res.Aborted)
+		if request == nil {
+			return c.exit(res, unsynced)
 		}
-		if code, ok := l.comply(order, replication, unsynced); !ok {
-			return code
-		}
-	}
-}
-
-// takeOrders tells the supervisor what is a stop for this container.
-func (l *life) takeOrders(parent int) {
-	p := l.cfg.Processes
-	if p.StopSignal != 0 {
-		l.sup.StopAs(p.StopSignal)
-	}
-	if p.ParentDeath != 0 {
-		if err := l.sup.DieWithParent(p.ParentDeath, parent); err != nil {
-			l.log.Warn("the parent's death will not be noticed", "error", err)
+		if err := keep.comply(ctx, request); err != nil {
+			return c.refuse(err)
 		}
 	}
 }
 
-// refuse ends a start that can't be made as configured.
-func (l *life) refuse(why string) int {
-	fmt.Fprintln(l.out, "slasha-init: "+why)
-	return exitConfig
-}
-
-// openStorage readies the replica's client. It makes no request.
-func (l *life) openStorage() error {
-	enabled := l.cfg.Enabled()
-	health := healthz.Config{Enabled: enabled, MaxLag: l.cfg.MaxLag, DBPath: l.cfg.DBPath, Version: version}
-	if enabled {
-		storage.IsolateEnvironment(l.cfg.AccessKeyID != "")
-		sc := l.cfg.Storage()
-		sc.Logger = l.log
-		sc.OnResult = func(r storage.Result) {
-			outcome := "ok"
-			if r.Err == nil {
-				l.health.Checked(r.At)
-			} else {
-				outcome = string(l.client.Explain(r.Err).Class)
-			}
-			l.health.Requested(r.Op, r.Took, outcome)
-		}
-		debug.SetGCPercent(smallHeap)
-		client, err := storage.Open(sc)
-		if err != nil {
-			return err
-		}
-		l.client = client
-		health.Replica = client.String()
+// conclude prints why a command could not do what it was asked to, and returns the exit
+// code.
+func conclude(out io.Writer, err error) int {
+	var wrong *config.Error
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, config.ErrHelp):
+		config.Help(os.Stdout)
+		return 0
+	case errors.Is(err, errNo):
+	case errors.As(err, &wrong):
+		fmt.Fprintln(out, wrong) // a line for each problem
+	default:
+		fmt.Fprintln(out, "slasha-init:", err)
 	}
-	l.health = healthz.New(health)
-	return nil
-}
-
-// smallHeap lets the heap grow by less than Go's 100 percent between two collections,
-// with which a snapshot of 1 GiB took 135 MiB, of memory that is the app's; and what a
-// restore keeps of each page would count twice.
-const smallHeap = 40
-
-// serveHealth opens the health page, unless it is off.
-func (l *life) serveHealth() (*healthz.Server, error) {
-	if l.cfg.HealthAddr == "" {
-		return nil, nil
-	}
-	page, err := healthz.Listen(context.Background(), l.cfg.HealthAddr, l.health, l.log)
-	if err != nil {
-		return nil, fmt.Errorf("--health-addr %s: cannot listen there: %w; choose a free address, port 0, or off", quote(l.cfg.HealthAddr), errors.Unwrap(err))
-	}
-	l.log.Info("health page", "addr", page.Addr(), "version", version)
-	return page, nil
-}
-
-func (l *life) closePage(page *healthz.Server) {
-	if page != nil {
-		if err := page.Close(); err != nil {
-			l.log.Debug("closing the health page", "error", err)
-		}
-	}
-}
-
-// enter moves the health to a phase. A step that can't be is a bug of ours; it
-// is told, and does not stop a container.
-func (l *life) enter(p healthz.Phase) {
-	if err := l.health.Enter(p); err != nil {
-		l.log.Error("a bug in slasha-init, please report it", "error", err)
-	}
-}
-
-// stopped reports whether a stop signal has come, and then sets the exit code.
-func (l *life) stopped(code *int) bool {
-	sig := l.sup.StopSignal()
-	if sig == 0 {
-		return false
-	}
-	l.log.Info("stopped before the app was started", "signal", sig.String())
-	*code = 128 + int(sig)
-	return true
-}
-
-// untilStopped returns a context that a stop signal ends.
-func (l *life) untilStopped() (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() {
-		select {
-		case <-l.sup.Stopping():
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, cancel
-}
-
-func (l *life) explain(err error) (string, bool) {
-	var held *lease.NotHeldError
-	if errors.As(err, &held) && held.Err != nil {
-		sentence, temporary := l.explain(held.Err)
-		return (&lease.NotHeldError{Err: errors.New(sentence)}).Error(), temporary
-	}
-	p := l.client.Explain(err)
-	return logs.Redact(p.Sentence, l.cfg.Secrets()), p.Temporary
-}
-
-// supervise runs the app until it ends or is told to.
-func (l *life) supervise() supervisor.Result {
-	l.started = true
-	p := l.cfg.Processes
-	cfg := supervisor.Config{
-		StopTimeout: l.cfg.StopTimeout,
-		Scope:       p.Scope,
-		User:        p.User,
-		NoNewPrivs:  p.NoNewPrivs,
-		Logger:      l.log,
-		OnStart:     func(p supervisor.Process) { l.health.Process(processStatus(p), false) },
-		OnReady: func() {
-			l.health.Ready(true)
-			l.enter(healthz.Running)
-		},
-		OnExit: func(p supervisor.Process, _ supervisor.Exit) { l.health.Process(processStatus(p), true) },
-		OnStopping: func(string) {
-			l.health.Ready(false)
-			if l.orders.close() {
-				l.enter(healthz.Restoring)
-			} else {
-				l.enter(healthz.Stopping)
-			}
-		},
-		Abort: l.acceptOrders(),
-		Spare: l.orders.client,
-	}
-	if p.LogPrefix {
-		cfg.Prefix = &supervisor.Prefix{Stdout: os.Stdout, Stderr: os.Stderr}
-	}
-	return l.sup.Run(cfg, p.Commands)
-}
-
-func processStatus(p supervisor.Process) healthz.Process {
-	return healthz.Process{Type: p.Type, PID: p.PID, StartedAt: healthz.Time(p.StartedAt)}
-}
-
-// exit tells how it ended, and returns the exit code: the app's own, unless that
-// would hide that the last upload failed.
-func (l *life) exit(res supervisor.Result, unsynced error) int {
-	code := res.Exit.Code
-	if res.Exit.Err != nil {
-		fmt.Fprintln(l.out, "slasha-init: "+res.Exit.Err.Error())
-	}
-	if unsynced != nil && endedWell(res) {
-		code = exitUpload
-	}
-	l.log.Info("exiting", "code", code, "app", res.Exit.String())
-	return code
-}
-
-// endedWell reports whether the app's exit says nothing that a failed upload
-// would hide: it exited with 0, or by the signal that stopped the container, or with
-// the code of that, as shells and Java have it.
-func endedWell(res supervisor.Result) bool {
-	return res.Exit.Code == 0 || res.StopSignal != 0 &&
-		(res.Exit.Signal == res.StopSignal || res.Exit.Code == 128+int(res.StopSignal))
+	return exit.Code(err)
 }

@@ -11,27 +11,29 @@ import (
 	"net/http"
 	"os"
 	"syscall"
+	"time"
 )
 
 // Client asks the slasha-init behind a socket.
 type Client struct{ Path string }
 
 // Sync returns when everything whose commit returned before the call is in the
-// replica. The error says that this is not known; when ctx ends it is ctx's.
+// replica. After an error it may be there or not; the error is ctx's when ctx ended.
 func (c Client) Sync(ctx context.Context) (Synced, error) {
 	var done Synced
 	return done, c.ask(ctx, "/sync", nil, &done)
 }
 
-// Restore returns when the app runs again on what was restored. A *Refusal says
-// that nothing was done at all.
-func (c Client) Restore(ctx context.Context, order Order) (Restored, error) {
+// Restore restores the state of a moment, zero for the newest, and returns when the app
+// runs again on it. The error is a *Refusal when nothing was done at all, and ctx's when
+// ctx ended; the restore goes on then.
+func (c Client) Restore(ctx context.Context, timestamp time.Time) (Restored, error) {
 	var done Restored
-	return done, c.ask(ctx, "/restore", order, &done)
+	return done, c.ask(ctx, "/restore", order{timestamp}, &done)
 }
 
-func (c Client) ask(ctx context.Context, what string, order, done any) error {
-	body, err := json.Marshal(order)
+func (c Client) ask(ctx context.Context, what string, asked, done any) error {
+	body, err := json.Marshal(asked)
 	if err != nil {
 		return err
 	}
@@ -50,14 +52,14 @@ func (c Client) ask(ctx context.Context, what string, order, done any) error {
 	if resp.StatusCode == http.StatusOK {
 		return dec.Decode(done)
 	}
-	var told failure
-	if err := dec.Decode(&told); err != nil || told.Error == "" {
-		told.Error = "the answer was " + resp.Status
+	var failed failure
+	if err := dec.Decode(&failed); err != nil || failed.Error == "" {
+		failed.Error = "the answer was " + resp.Status
 	}
 	if resp.StatusCode == http.StatusConflict || resp.StatusCode == http.StatusForbidden {
-		return &Refusal{told.Error}
+		return &Refusal{failed.Error}
 	}
-	return errors.New(told.Error)
+	return errors.New(failed.Error)
 }
 
 // HTTP returns a client for the same socket, whatever host an address names.
@@ -75,15 +77,15 @@ func (c Client) HTTP() *http.Client {
 	}}
 }
 
-// explain says in a sentence why there was no answer.
+// explain turns the error of a request without an answer into a sentence.
 func (c Client) explain(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no slasha-init runs there: nobody answers on %s", c.Path)
+		return fmt.Errorf("slasha-init does not run there: nothing answers on %s", c.Path)
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("no permission to ask on %s: only root, slasha-init's own user and the app's may", c.Path)
+		return fmt.Errorf("no permission to use %s: only root, slasha-init's own user and the app's user may", c.Path)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return errors.New("slasha-init ended before it answered")
 	}

@@ -14,10 +14,11 @@ import (
 func serve(t *testing.T, path string, change func(*Config)) *Server {
 	t.Helper()
 	cfg := Config{
-		Path:    path,
-		Sync:    func(context.Context) (Synced, error) { return Synced{TXID: "2a"}, nil },
-		Restore: func(context.Context, Order) (Restored, error) { return Restored{}, nil },
-		Status:  http.NotFoundHandler(),
+		Path:     path,
+		Sync:     func(context.Context) (Synced, error) { return Synced{TXID: "2a"}, nil },
+		Foresee:  func(context.Context, time.Time) error { return nil },
+		Requests: new(Requests),
+		Status:   http.NotFoundHandler(),
 	}
 	if change != nil {
 		change(&cfg)
@@ -49,8 +50,8 @@ func TestLongPath(t *testing.T) {
 	}
 }
 
-// The socket of a process that was killed is replaced; that of one that lives is
-// not, and neither is a file.
+// The socket of a process that was killed is replaced. That of one that lives stays,
+// and so does a file.
 func TestWhatIsThere(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := listen(t.Context(), path)
@@ -71,7 +72,7 @@ func TestWhatIsThere(t *testing.T) {
 	if err := os.WriteFile(file, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(t.Context(), Config{Path: file}); err == nil || !strings.Contains(err.Error(), "is no socket") {
+	if _, err := Listen(t.Context(), Config{Path: file}); err == nil || !strings.Contains(err.Error(), "is not a socket") {
 		t.Errorf("over a file: %v", err)
 	}
 	if b, err := os.ReadFile(file); err != nil || string(b) != "mine" {
@@ -79,35 +80,67 @@ func TestWhatIsThere(t *testing.T) {
 	}
 }
 
+// comply plays the container: it carries out one request after the other.
+func comply(t *testing.T, q *Requests, do func(*Request)) {
+	t.Helper()
+	end, ended := make(chan struct{}), make(chan struct{})
+	stop := q.Open()
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-end:
+				return
+			case <-stop:
+			}
+			r := q.Take(true)
+			stop = q.Open()
+			do(r)
+		}
+	}()
+	t.Cleanup(func() { close(end); <-ended })
+}
+
 func TestAnswers(t *testing.T) {
 	at := time.Date(2026, 11, 23, 5, 32, 19, 123456789, time.UTC)
 	path := filepath.Join(t.TempDir(), "s")
+	requests := new(Requests)
 	s := serve(t, path, func(cfg *Config) {
-		cfg.Restore = func(_ context.Context, o Order) (Restored, error) {
-			switch {
-			case o.PID != os.Getpid():
-				t.Errorf("asked by %d, not by us, %d", o.PID, os.Getpid())
-			case o.Timestamp.IsZero():
-				return Restored{}, &Refusal{"not now"}
-			case o.Timestamp.Equal(at):
-				return Restored{TXID: "1", Bytes: 2, TookSeconds: 3, SetAside: "/there"}, nil
+		cfg.Requests = requests
+		cfg.Foresee = func(_ context.Context, timestamp time.Time) error {
+			if timestamp.IsZero() {
+				return &Refusal{"not now"}
 			}
-			return Restored{}, errors.New("it went wrong")
+			return nil
 		}
 		cfg.Sync = func(ctx context.Context) (Synced, error) {
-			<-ctx.Done() // who asked has gone
+			<-ctx.Done() // the client has gone
 			return Synced{}, ctx.Err()
 		}
 	})
 	c := Client{path}
 	var refused *Refusal
-	if _, err := c.Restore(t.Context(), Order{}); !errors.As(err, &refused) || refused.Why != "not now" {
+	if _, err := c.Restore(t.Context(), at); !errors.As(err, &refused) || refused.Why != "another restore is under way, or the container is stopping" {
+		t.Errorf("before the app runs: %v", err)
+	}
+	comply(t, requests, func(r *Request) {
+		switch {
+		case r.PID != os.Getpid() || r.Kind != Restore:
+			t.Errorf("a request of kind %d by %d, not by us, %d", r.Kind, r.PID, os.Getpid())
+			fallthrough
+		case r.Timestamp.Equal(at):
+			r.Answer(Restored{TXID: "1", Bytes: 2, TookSeconds: 3, SetAside: "/there"}, nil)
+		default:
+			r.Answer(Restored{}, errors.New("it went wrong"))
+		}
+	})
+	if _, err := c.Restore(t.Context(), time.Time{}); !errors.As(err, &refused) || refused.Why != "not now" {
 		t.Errorf("refused: %v", err)
 	}
-	if done, err := c.Restore(t.Context(), Order{Timestamp: at}); err != nil || done != (Restored{"1", 2, 3, "/there"}) {
+	if done, err := c.Restore(t.Context(), at); err != nil || done != (Restored{"1", 2, 3, "/there"}) {
 		t.Errorf("%v, %v", done, err)
 	}
-	if _, err := c.Restore(t.Context(), Order{Timestamp: at.Add(1)}); err == nil || errors.As(err, &refused) || err.Error() != "it went wrong" {
+	if _, err := c.Restore(t.Context(), at.Add(1)); err == nil || errors.As(err, &refused) || err.Error() != "it went wrong" {
 		t.Errorf("failed: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -116,7 +149,52 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("too late: %v", err)
 	}
 	_ = s.Close()
-	if _, err := c.Sync(t.Context()); err == nil || !strings.Contains(err.Error(), "nobody answers on "+path) {
+	if _, err := c.Sync(t.Context()); err == nil || !strings.Contains(err.Error(), "nothing answers on "+path) {
 		t.Errorf("nobody there: %v", err)
 	}
+}
+
+// What goes over the socket is a contract with apps that ask by themselves.
+func TestProtocol(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	requests := new(Requests)
+	serve(t, path, func(cfg *Config) { cfg.Requests = requests })
+	comply(t, requests, func(r *Request) {
+		if r.Timestamp.IsZero() {
+			r.Answer(Restored{TXID: "1", Bytes: 2, TookSeconds: 0.5, SetAside: "/there"}, nil)
+			return
+		}
+		r.Answer(Restored{}, errors.New("it went wrong\n"))
+	})
+	client := (Client{path}).HTTP()
+	for _, c := range []struct {
+		method, url, body string
+		status            int
+		want              string
+	}{
+		{"POST", "/sync", "", 200, `{"txid":"2a"}`},
+		{"POST", "/restore", "{}", 200, `{"txid":"1","bytes":2,"took_seconds":0.5,"set_aside":"/there"}`},
+		{"POST", "/restore", "null", 200, `{"txid":"1","bytes":2,"took_seconds":0.5,"set_aside":"/there"}`},
+		{"POST", "/restore", `{"timestamp":"2026-11-23T05:32:19Z"}`, 500, `{"error":"it went wrong"}`},
+		{"POST", "/restore", "", 409, `{"error":"the body of the request can't be read as JSON: EOF"}`},
+		{"GET", "/sync", "", 404, "404 page not found"},
+		{"PUT", "/sync", "", 405, "Method Not Allowed"},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), c.method, "http://any"+c.url, strings.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var body strings.Builder
+		_ = resp.Write(&body)
+		_ = resp.Body.Close()
+		_, got, _ := strings.Cut(body.String(), "\r\n\r\n")
+		if got = strings.TrimSpace(got); resp.StatusCode != c.status || got != c.want {
+			t.Errorf("%s %s %q: %d %s, not %d %s", c.method, c.url, c.body, resp.StatusCode, got, c.status, c.want)
+		}
+	}
+	client.CloseIdleConnections()
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
-// What apps do to their database files, and what must come of it.
+// What apps do to their database files, and what must happen then.
 
 // Rule 8: Litestream's opening of an empty file would make it a database, with
 // SQLite's own page size and encoding, before the app can choose.
@@ -161,7 +161,7 @@ func TestAChangedPageSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	if said := h.write("a", 100, 0); !strings.Contains(said, "page size has changed") {
-		t.Errorf("it is not told: %s", said)
+		t.Errorf("it is not logged: %s", said)
 	}
 	if n := h.replicated(); n != 300 {
 		t.Errorf("the official command restores %d entries, want 300", n)
@@ -171,12 +171,12 @@ func TestAChangedPageSize(t *testing.T) {
 		t.Errorf("%d entries on a new volume, want 310", n)
 	}
 	if said := h.write("b", 10, 0); strings.Contains(said, "page size has changed") {
-		t.Error("it is told again")
+		t.Error("it is logged again")
 	}
 }
 
-// A file that is no database is nothing that could be replicated, and not a
-// database that has not come yet.
+// A file that is not a database can't be replicated, and does not count as a database
+// that has not come yet.
 func TestAFileThatIsNoDatabase(t *testing.T) {
 	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)

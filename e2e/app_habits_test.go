@@ -47,8 +47,8 @@ func (h *habit) said(times int) []string {
 	})
 }
 
-// finish stops it when it has written some more, and looks whether nothing is lost
-// and health had nothing to complain of.
+// finish stops it when it has written some more, and checks that nothing is lost and
+// that health reported no problem.
 func (h *habit) finish(t *testing.T) {
 	t.Helper()
 	h.WaitAcked(len(h.Acked())+50, 30*time.Second)

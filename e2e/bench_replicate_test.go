@@ -40,8 +40,8 @@ type upload struct {
 	of           string // path and query
 }
 
-// ofCommits tells uploads of what was committed just now from those of leases,
-// snapshots and compactions.
+// ofCommits reports whether an upload is of what was committed just now, as opposed to
+// leases, snapshots and compactions.
 func (u upload) ofCommits() bool {
 	return (strings.Contains(u.of, "/0000/") || strings.Contains(u.of, "/wal/")) && !strings.Contains(u.of, "partNumber")
 }

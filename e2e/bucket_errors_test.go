@@ -26,7 +26,7 @@ type refusal struct {
 	off    time.Duration // how far the service's clock is from ours
 }
 
-// gateway stands in front of a real server, and refuses what it is told to.
+// gateway stands in front of a real server, and refuses what a test asks for.
 type gateway struct {
 	URL     string
 	refusal atomic.Pointer[refusal]
@@ -122,7 +122,7 @@ func TestErrorsOfTheBucketWhileTheAppRuns(t *testing.T) {
 				}
 				return nil
 			})
-			t.Logf("told after %s: %s", time.Since(began).Round(time.Millisecond), text(s.HealthError))
+			t.Logf("reported after %s: %s", time.Since(began).Round(time.Millisecond), text(s.HealthError))
 			if operations(t, c, f.class) == 0 {
 				t.Errorf("the metrics count no operation of class %s", f.class)
 			}

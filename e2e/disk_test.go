@@ -136,7 +136,7 @@ func TestABucketThatIsAwayForLong(t *testing.T) {
 }
 
 // What a bucket takes in the middle of an outage, in a turn that fails later, is the
-// database's own: when the rest is dropped, that makes it no stale one.
+// database's own: the database does not become stale when the rest is dropped.
 func TestADropAfterSomeUploads(t *testing.T) {
 	t.Parallel()
 	s3, d := testbed.StartS3(t), newDisk(t, "400m")
@@ -211,7 +211,7 @@ func TestAFullDisk(t *testing.T) {
 		})
 	}
 	refusals(20)
-	w.await(tellWithin, "all is in the bucket, or the disk is told of", func(s sample) bool {
+	w.await(tellWithin, "all is in the bucket, or health reports the disk", func(s sample) bool {
 		return s.PendingSince == nil && s.Healthy || !s.Healthy && strings.Contains(text(s.HealthError), "the local disk is full")
 	})
 	s, err := c.Health()

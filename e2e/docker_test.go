@@ -157,7 +157,7 @@ func TestDockerTerminal(t *testing.T) {
 		types(master, "\x03")
 		types(master, "kill -9 %1; wait; echo it is $((40+3))\n")
 		says(p, "it is 43")
-		types(master, "exit 6\nexit 6\n") // dash asks once more while it has not told of a job
+		types(master, "exit 6\nexit 6\n") // dash asks once more while it has not reported a job
 		if code := p.Wait(20 * time.Second); code != 6 {
 			t.Errorf("exit %d", code)
 		}

@@ -13,7 +13,7 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
-// Images and namespaces that hold nothing but what they must.
+// Images and namespaces that hold only what they must.
 
 func TestRunsInAnEmptyRoot(t *testing.T) {
 	t.Parallel()
@@ -60,8 +60,8 @@ func TestTLSInAnEmptyRoot(t *testing.T) {
 	}
 }
 
-// In an image of nothing a user is a number, and the restored database belongs
-// to whom its folder belongs to.
+// In an empty image a user is a number, and the restored database belongs to the owner
+// of its folder.
 func TestUserInAnEmptyRoot(t *testing.T) {
 	t.Parallel()
 	testbed.NeedRoot(t)
@@ -124,7 +124,7 @@ func TestRunsAsPID1(t *testing.T) {
 	wantAll(t, testbed.Entries(t, restored), c.Acked())
 }
 
-// Where we are not PID 1 because another init is, all is as it should be.
+// Where another init is PID 1, everything works as if we were.
 func TestUnderAnotherInit(t *testing.T) {
 	t.Parallel()
 	testbed.NeedRoot(t)

@@ -45,7 +45,7 @@ func newRoad(t *testing.T, seed uint64) *road {
 type fault struct {
 	name string
 	// out says that no upload is acknowledged while it lasts, so that health has to
-	// tell of it as soon as there are commits.
+	// report it as soon as there are commits.
 	out        bool
 	long       bool // it lasts as long as SLASHA_FAULTS_OUTAGE says
 	begin, end func(*road)
@@ -106,7 +106,7 @@ type faultCase struct {
 	fault
 	workload
 	seed    uint64
-	patient bool          // wait until an idle app is told too, which takes up to a minute
+	patient bool          // wait until health reports it for an idle app too, which takes up to a minute
 	length  time.Duration // of the fault
 	// killed: the fault comes a second time, and the container is killed. Otherwise
 	// it is stopped after the first one.
@@ -261,7 +261,7 @@ func (o *outcome) run(t *testing.T) {
 	if o.out && (!o.idle || o.patient) {
 		told := w.await(90*time.Second, "it is unhealthy", func(s sample) bool { return s.asked.After(began) && !s.Healthy })
 		if took := told.answered.Sub(began); !o.idle && took > tellWithin {
-			t.Errorf("unhealthy was told only after %s", took)
+			t.Errorf("health reported the fault only after %s", took)
 		}
 	}
 	<-time.After(time.Until(began.Add(o.length)))
@@ -364,7 +364,7 @@ func faultTable(outcomes []outcome) string {
 		return fmt.Sprintf("%.1f s", d.Seconds())
 	}
 	var b strings.Builder
-	b.WriteString("| fault | workload | unhealthy told after | longest lag seen | healthy again after | commits | restored | result |\n|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| fault | workload | unhealthy reported after | longest lag seen | healthy again after | commits | restored | result |\n|---|---|---|---|---|---|---|---|\n")
 	for _, o := range outcomes {
 		result := "ok"
 		if o.killed {

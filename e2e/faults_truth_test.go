@@ -15,7 +15,7 @@ import (
 )
 
 // The bounds are wide: a busy machine must not fail a test. They are there to
-// tell late from never.
+// distinguish late from never.
 const (
 	tellWithin = 30 * time.Second // from a fault to being unhealthy, with commits waiting
 	healWithin = 90 * time.Second // a request that was swallowed is given up after 20 s, and more for what it carries
@@ -180,7 +180,7 @@ func (w *watcher) acked() time.Time {
 	return w.c.Acks()[0].At
 }
 
-// stop ends the watch, looks whether health told the truth, and returns the last
+// stop ends the watch, checks that what health reported was true, and returns the last
 // promise of last_synced_at. acks are the commits of the same container.
 func (w *watcher) stop(acks []testbed.Ack) (promise time.Time) {
 	w.t.Helper()
@@ -212,7 +212,7 @@ func judge(s sample, before time.Time, acks []testbed.Ack) string {
 	}
 	if s.HealthError != nil {
 		if e := *s.HealthError; strings.TrimSpace(e) == "" || strings.Contains(e, "\n") {
-			return fmt.Sprintf("health_error is no sentence: %q", e)
+			return fmt.Sprintf("health_error is not a sentence: %q", e)
 		}
 		for _, secret := range []string{testbed.UserSecret, testbed.UserKey} {
 			if strings.Contains(*s.HealthError, secret) {
@@ -234,9 +234,9 @@ func synced(s sample) time.Time {
 	return time.Time(*s.LastSyncedAt)
 }
 
-// unpromised is how old the oldest commit was that the answer did not promise to
-// be in the bucket, of those that had returned after that moment and a while. It is
-// measured from the outside: by the app's clock.
+// unpromised returns the age of the oldest commit that the answer did not promise to be
+// in the bucket. It leaves out commits that returned until a while after the promised
+// moment. It measures from the outside, by the app's clock.
 func unpromised(s sample, acks []testbed.Ack, while time.Duration) time.Duration {
 	at := synced(s).Add(while)
 	i, _ := slices.BinarySearchFunc(acks, at, func(a testbed.Ack, at time.Time) int { return a.At.Compare(at) })

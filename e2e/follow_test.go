@@ -185,8 +185,8 @@ func TestALeaderThatDiesInTheMiddleOfASwap(t *testing.T) {
 	wantAll(t, testbed.Entries(t, restored), slices.Concat(app.Acked(), next.Acked()))
 }
 
-// A request that was carried out is no reason to wait for the lead: a worker with
-// the same variables as the web follows, and so does a web that comes back when a
+// A request that was carried out makes nobody wait for the lead: a worker with the
+// same variables as the web follows, and so does a web that comes back when a
 // worker has taken over.
 func TestARequestThatWasCarriedOutIsNotWaitedFor(t *testing.T) {
 	t.Parallel()
@@ -232,7 +232,7 @@ func TestAFollowerIsNotTheOneToAsk(t *testing.T) {
 	again.WaitAcked(len(again.Acked())+5, 20*time.Second) // it goes on
 }
 
-// Two that start at once where there is nothing yet, not even the folder: one
+// Two instances start at once where there is nothing yet, not even the folder: one
 // restores, the other waits for the database.
 func TestTwoStartOnANewVolume(t *testing.T) {
 	t.Parallel()

@@ -12,7 +12,7 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
-// What a person or a poller is told.
+// What a person or a poller gets to know.
 
 func TestHealthPages(t *testing.T) {
 	t.Parallel()
@@ -48,7 +48,7 @@ func TestHealthPages(t *testing.T) {
 	if code, out, _ := testbed.Run(t, env, 10*time.Second, testbed.SlashaInit(t), "healthcheck"); code != 0 || out != "healthy\n" {
 		t.Errorf("healthcheck exits with %d and says %q", code, out)
 	}
-	// With port 0, which has told nobody here what it took, by the socket.
+	// With port 0 nobody here knows which port it took, so the commands use the socket.
 	if code, out, _ := testbed.Run(t, []string{"SLASHA_DB_PATH=" + db, "SLASHA_HEALTH_ADDR=127.0.0.1:0"}, 10*time.Second, testbed.SlashaInit(t), "healthcheck"); code != 0 || out != "healthy\n" {
 		t.Errorf("healthcheck of port 0 exits with %d and says %q", code, out)
 	}
@@ -91,7 +91,7 @@ func TestHealthDuringALongRestore(t *testing.T) {
 	})
 	if s.Healthy || s.Restore.State != healthz.RestoreRunning || text(s.Restore.Reason) != "missing" ||
 		s.Restore.BytesTotal < s.Restore.BytesDone || s.Restore.BytesPerSecond == 0 || s.Restore.SecondsLeft == nil {
-		t.Errorf("restore is told as %+v, healthy %v", s.Restore, s.Healthy)
+		t.Errorf("restore is reported as %+v, healthy %v", s.Restore, s.Healthy)
 	}
 	if code, _ := c.Get("GET", "/readyz"); code != 503 {
 		t.Errorf("/readyz answers %d during a restore", code)
@@ -107,7 +107,7 @@ func TestHealthDuringALongRestore(t *testing.T) {
 		return healthy(s)
 	})
 	if done.Restore.BytesDone == 0 || done.Restore.TXID == nil || done.Restore.TookSeconds == 0 {
-		t.Errorf("a finished restore is told as %+v", done.Restore)
+		t.Errorf("a finished restore is reported as %+v", done.Restore)
 	}
 	c.WaitAcked(1, 5*time.Second)
 	c.Signal(syscall.SIGTERM)
@@ -131,13 +131,13 @@ func TestKeyRevokedWhileRunning(t *testing.T) {
 	})
 	s3.RevokeUser()
 	began := time.Now()
-	// Nothing is written: only the check of the idle database can tell.
+	// Nothing is written: only the check of the idle database can notice it.
 	s := c.WaitHealth(45*time.Second, func(s healthz.Status) error {
 		if s.Healthy || !strings.Contains(text(s.HealthError), "refused the access key") {
 			return fmt.Errorf("health_error is %q", text(s.HealthError))
 		}
 		return nil
 	})
-	t.Logf("told after %s: %s", time.Since(began).Round(time.Second), text(s.HealthError))
+	t.Logf("reported after %s: %s", time.Since(began).Round(time.Second), text(s.HealthError))
 	noSecret(t, c.Stderr.String(), text(s.HealthError))
 }

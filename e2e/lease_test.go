@@ -79,7 +79,7 @@ func TestARestartTakesItsLeaseBack(t *testing.T) {
 }
 
 // A host that stood still while another took over, as a machine does that is moved:
-// when it goes on it uploads nothing, stops its app, and says 75. What it had is set
+// when it goes on it uploads nothing, stops its app, and exits with 75. What it had is set
 // aside at its next start.
 func TestAHostThatStoodStill(t *testing.T) {
 	t.Parallel()
@@ -100,7 +100,7 @@ func TestAHostThatStoodStill(t *testing.T) {
 	if code := old.Wait(20 * time.Second); code != 75 {
 		t.Errorf("exit %d, want 75", code)
 	}
-	if said := old.Stderr.String(); !strings.Contains(said, "lost to another instance") {
+	if said := old.Stderr.String(); !strings.Contains(said, "another instance has taken this replica's lease") {
 		t.Errorf("the old one does not say why: %s", said)
 	}
 	next.WaitAcked(len(next.Acked())+20, 20*time.Second)
@@ -116,7 +116,7 @@ func TestAHostThatStoodStill(t *testing.T) {
 	}
 }
 
-// The same, told to stop meanwhile, or asked whether all is uploaded. The transactions
+// The same, but it gets a stop signal meanwhile, or a request for a sync. The transactions
 // that the other host has uploaded have the numbers of those that are missing here, and
 // must not pass for them.
 func TestWhoStoodStillClaimsNothing(t *testing.T) {
@@ -144,7 +144,7 @@ func TestWhoStoodStillClaimsNothing(t *testing.T) {
 	}()
 	old.Signal(syscall.SIGTERM)
 	old.Signal(syscall.SIGCONT)
-	// Whether it is told first that it has to stop or that the lease is lost is open.
+	// It may notice the stop signal first, or that the lease is lost.
 	if code := old.Wait(20 * time.Second); code != 70 && code != 75 {
 		t.Errorf("exit %d, want 70 or 75: %s", code, old.Stderr.String())
 	}
@@ -192,8 +192,8 @@ func TestTheLeaseCanBeTakenLate(t *testing.T) {
 	}
 }
 
-// A service that ignores conditions is told once, and without a lease all goes on
-// as with --lease off; --lease required starts nothing there.
+// A service that ignores conditions is reported once, and without a lease everything
+// goes on as with --lease off. With --lease required nothing is started there.
 func TestAServiceWithoutConditions(t *testing.T) {
 	t.Parallel()
 	s3 := testbed.StartHeedless(t)
@@ -202,7 +202,7 @@ func TestAServiceWithoutConditions(t *testing.T) {
 		c := testbed.StartContainer(t, append(s3.Settings(vol.db(t)), shortTTL), worker(t, vol.db(t), "--burst", "20", "--every", "10m")...)
 		c.WaitAcked(20, 20*time.Second)
 		s := c.WaitHealth(20*time.Second, allSynced)
-		if s.Lease.State != "unsupported" || strings.Count(c.Stderr.String(), "no conditional writes") != 1 {
+		if s.Lease.State != "unsupported" || strings.Count(c.Stderr.String(), "does not support conditional writes") != 1 {
 			t.Errorf("the %s: the lease is %s: %s", name, s.Lease.State, c.Stderr.String())
 		}
 		c.Signal(syscall.SIGTERM)
@@ -216,7 +216,7 @@ func TestAServiceWithoutConditions(t *testing.T) {
 	}
 	vol := newVolume(t)
 	code, _, said := testbed.Run(t, append(s3.Settings(vol.db(t)), "SLASHA_LEASE=required"), 20*time.Second, testbed.SlashaInit(t), "--", "echo", "started")
-	if code != 78 || !strings.Contains(said, "no conditional writes") {
+	if code != 78 || !strings.Contains(said, "does not support conditional writes") {
 		t.Errorf("required: exit %d, %s", code, said)
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
-// Which processes run, as whom, and how they are told to stop.
+// Which processes run, as whom, and how they are asked to stop.
 
 // runApp runs a command under slasha-init, without backups.
 func runApp(t *testing.T, flags []string, command ...string) (code int, stdout, stderr string) {
@@ -174,9 +174,9 @@ func TestUser(t *testing.T) {
 		}
 	}
 	for user, says := range map[string]string{
-		"no-such-user": "is no user of this image's /etc/passwd",
-		"-1":           "is no user; write",
-		"4294967295":   "is no user; write",
+		"no-such-user": "is not in this image's /etc/passwd",
+		"-1":           "is not a user; write",
+		"4294967295":   "is not a user; write",
 		"nobody:":      "has no group behind the colon",
 	} {
 		code, _, stderr := runApp(t, []string{"--user=" + user}, "true")

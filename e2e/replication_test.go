@@ -155,7 +155,7 @@ func TestBucketGoesAwayUnderLoadAndComesBack(t *testing.T) {
 }
 
 // An upload whose answers were all lost has happened: the next list of the replica
-// shows that, and health tells it, although nothing more is uploaded.
+// shows that, and health reports it, although nothing more is uploaded.
 func TestAnUploadWhoseAnswerWasLost(t *testing.T) {
 	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
@@ -213,7 +213,7 @@ func TestSync(t *testing.T) {
 	}
 	proxy.Cut()
 	code, out, said := testbed.Run(t, settings, 30*time.Second, testbed.SlashaInit(t), "sync", "--timeout", "2s")
-	if code != 1 || out != "" || !strings.Contains(said, "not all is in the replica after 2s") {
+	if code != 1 || out != "" || !strings.Contains(said, "some commits are still not in the replica after 2s") {
 		t.Errorf("without a bucket: exit %d, %s%s", code, out, said)
 	}
 	proxy.Mend()

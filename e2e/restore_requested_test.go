@@ -20,9 +20,9 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
-// Restores that somebody asks for before a start, over the database that is there.
+// Restores over the existing database that are requested before a start.
 
-// A restore that was asked for is made once: the old database is kept, a restart
+// A requested restore is made once: the old database is kept, a restart
 // does not do it again, a new request does.
 func TestRestoreOverTheDatabase(t *testing.T) {
 	t.Parallel()
@@ -191,9 +191,9 @@ func TestRestorePendingTrueInDocker(t *testing.T) {
 	}
 }
 
-// Back in time, and on from there: the new line is the newest, and the old one,
-// with what was written after that time, can still be restored, also when the
-// small files of both have been compacted.
+// The app goes back in time, and on from there: the new line is the newest, and the old
+// one, with what was written after that time, can still be restored, also when the small
+// files of both have been compacted.
 func TestPointInTime(t *testing.T) {
 	t.Parallel()
 	vol, bucket := newVolume(t), t.TempDir()
@@ -258,7 +258,7 @@ func TestPointInTime(t *testing.T) {
 			t.Errorf("%s is of the other line", name)
 		}
 	}
-	if !strings.Contains(c.Stderr.String(), "a restore was asked for") {
+	if !strings.Contains(c.Stderr.String(), "a restore was requested") {
 		t.Errorf("the log does not say why: %s", c.Stderr)
 	}
 
@@ -266,7 +266,7 @@ func TestPointInTime(t *testing.T) {
 	for at, want := range map[string]struct {
 		code int
 		says string
-	}{"2020-01-01T00:00:00Z": {74, "no backup from before 2020-01-01T00:00:00Z"}, "2999-01-01T00:00:00Z": {78, "lies in the future"}, "yesterday": {78, "is no time"}} {
+	}{"2020-01-01T00:00:00Z": {74, "no backup from before 2020-01-01T00:00:00Z"}, "2999-01-01T00:00:00Z": {78, "lies in the future"}, "yesterday": {78, "is not a time"}} {
 		code, _, said := testbed.Run(t, append(settings, "SLASHA_RESTORE_PENDING=x", "SLASHA_RESTORE_TIMESTAMP="+at), 20*time.Second, testbed.SlashaInit(t), "--", "true")
 		if code != want.code || !strings.Contains(said, want.says) {
 			t.Errorf("%s: exit %d, %s", at, code, said)

@@ -16,7 +16,7 @@ import (
 	"github.com/slashacom/slasha-init/internal/testbed"
 )
 
-// Restores that somebody asks for while the app runs.
+// Restores that are requested while the app runs.
 
 // inside runs one of our commands in the namespaces of a container, as docker
 // exec does: a process that PID 1 did not start.
@@ -26,8 +26,8 @@ func inside(t *testing.T, pid1 int, settings []string, args ...string) *testbed.
 		"sh", "-c", `"$@"; code=$?; echo "exit $code"; exit $code`, "sh", testbed.SlashaInit(t)}, args...)...)
 }
 
-// A restore to a point in time while the app runs: asked for from a shell inside
-// the container, which lives to see the outcome. What was written since is set
+// A restore to a point in time while the app runs. A shell inside the container requests
+// it, and lives to see the outcome. What was written since is set
 // aside, and nothing of it is lost in the replica.
 func TestRestoreWhileRunning(t *testing.T) {
 	t.Parallel()
@@ -67,7 +67,7 @@ func TestRestoreWhileRunning(t *testing.T) {
 		t.Errorf("%d entries are kept of %d", len(old), most)
 	}
 	c.WaitAcked(len(c.Acked())+10, 20*time.Second)
-	// Each life of the app tells which entry it wrote first.
+	// Each life of the app reports which entry it wrote first.
 	resumed := 0
 	acked := c.Acked()
 	for i := 1; i < len(acked); i++ {
@@ -166,7 +166,7 @@ func TestRestoreWhileRunningIsRefused(t *testing.T) {
 	if code := c.Wait(20 * time.Second); code != 0 {
 		t.Errorf("exit %d", code)
 	}
-	now(74, "no slasha-init runs there")
+	now(74, "slasha-init does not run there")
 
 	alone := testbed.StartContainer(t, []string{"SLASHA_HEALTH_ADDR=127.0.0.1:0", "SLASHA_CONTROL_SOCKET=" + filepath.Join(t.TempDir(), "s")}, "sleep", "1000")
 	isRunning(t, alone, 1)
@@ -205,7 +205,7 @@ func TestRestoreWhileRunningFails(t *testing.T) {
 			db := vol.db(t)
 			proxy := testbed.StartProxy(t, s3.Addr)
 			settings := append(s3.Settings(proxy.URL(), db), "SLASHA_STOP_TIMEOUT=6s")
-			// The app ends when it is told that the fault is there.
+			// The app ends when the gate says that the fault is there.
 			gate := filepath.Join(t.TempDir(), "gate")
 			if err := syscall.Mkfifo(gate, 0o600); err != nil {
 				t.Fatal(err)
@@ -289,7 +289,7 @@ func TestWhoMayAsk(t *testing.T) {
 	if err := os.Chmod(data, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := ask(); err == nil || !strings.Contains(out, "only root, slasha-init's own user, the app's, and who may write the database's folder may ask") {
+	if out, err := ask(); err == nil || !strings.Contains(out, "only root, slasha-init's own user, the app's user, and users who may write the database's folder may ask") {
 		t.Errorf("a stranger: %v, %s", err, out)
 	}
 	// With the health page off, the status comes by the same way.

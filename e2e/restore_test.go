@@ -138,7 +138,7 @@ func TestOnFromBeforeTheDamage(t *testing.T) {
 	vol.lose(t)
 	db = vol.db(t)
 	code, out, said := testbed.Run(t, settings, 30*time.Second, testbed.SlashaInit(t), "--", "echo", "started")
-	offer := regexp.MustCompile(`is that of (\S+Z)`).FindStringSubmatch(said)
+	offer := regexp.MustCompile(`is from (\S+Z)`).FindStringSubmatch(said)
 	if code != 74 || out != "" || offer == nil || !strings.Contains(said, filepath.Base(harmed)) {
 		t.Fatalf("exit %d, %s%s", code, out, said)
 	}
@@ -208,7 +208,7 @@ func TestTheDatabaseBehindALink(t *testing.T) {
 	}
 }
 
-// No room is told before anything is read, and the database stays as it is.
+// A lack of room is reported before anything is read, and the database stays as it is.
 func TestNoRoomForARestore(t *testing.T) {
 	t.Parallel()
 	testbed.NeedRoot(t)

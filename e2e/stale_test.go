@@ -158,7 +158,7 @@ func TestKillBeforeTheFirstUploadAfterARestore(t *testing.T) {
 				<-time.After(20 * time.Millisecond)
 				h.write("a", 5, 0)
 			}
-			// Nothing gets into the bucket, and all that is asked of it gets out.
+			// Nothing gets into the bucket, but everything can be read from it.
 			h.proxy.Toxic("limit_data", "upstream", map[string]any{"bytes": 30000})
 			host := "b"
 			if settings != nil {

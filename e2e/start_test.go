@@ -20,7 +20,7 @@ import (
 // Starts: with a database or without, and with a bucket that is there, refuses, or is silent.
 
 // refusals are ways in which a bucket can be out of reach, with what a person
-// is told.
+// reads about them.
 func refusals(t *testing.T) map[string]struct {
 	change []string // settings in the place of the right ones
 	want   []string // parts of the sentence
@@ -210,8 +210,8 @@ func TestNoDatabaseAtAll(t *testing.T) {
 	}
 }
 
-// After a clean stop there is nothing to upload at the next start; what was
-// uploaded last is still told.
+// After a clean stop there is nothing to upload at the next start; what was uploaded last
+// is still reported.
 func TestARestartWithNothingToUpload(t *testing.T) {
 	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
@@ -225,7 +225,7 @@ func TestARestartWithNothingToUpload(t *testing.T) {
 	c = testbed.StartContainer(t, settings, "sleep", "60")
 	s := c.WaitHealth(10*time.Second, func(s healthz.Status) error {
 		if s.LastSyncedAt == nil {
-			return errors.New("not told when it was synced")
+			return errors.New("it does not say when it was synced")
 		}
 		return healthy(s)
 	})
@@ -237,7 +237,7 @@ func TestARestartWithNothingToUpload(t *testing.T) {
 	}
 }
 
-// The command line, as testscript files in testdata/script tell it.
+// The command line, as the testscript files in testdata/script describe it.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	bins := t.TempDir()

@@ -48,7 +48,7 @@ type ackLog struct {
 	mu   sync.Mutex
 	rest []byte
 	list []signedAck
-	odd  []string // lines that are no acks
+	odd  []string // lines that are not acks
 }
 
 type signedAck struct {

@@ -69,7 +69,7 @@ func TestTorture(t *testing.T) {
 	t.Logf("%d rounds in %s", rounds, time.Since(began).Round(time.Second))
 }
 
-// arena is one story. All of it is told by one goroutine; others only watch.
+// arena is one story. One goroutine does all that happens in it; others only watch.
 type arena struct {
 	t      *testing.T
 	seed   uint64

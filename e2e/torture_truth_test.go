@@ -65,7 +65,7 @@ func (a *arena) judgeEnd(l *tenure) {
 			a.clean(l)
 		}
 	case 128 + int(syscall.SIGTERM):
-		// Either it has exited with that code: it was told to stop before its app was
+		// Either it has exited with that code: the signal came before its app was
 		// started, or its app before that caught the signal. Or the signal itself has
 		// ended it, which is right only before its first instruction: supervisor/early.c
 		// takes all signals before main, and nobody has said a word by then.
@@ -78,13 +78,13 @@ func (a *arena) judgeEnd(l *tenure) {
 	case 74:
 		ok = l.outage && has("can't be reached") || has("has the database open; stop it first")
 	case 75:
-		ok = has("another instance holds this", "lost to another instance")
+		ok = has("another instance holds this", "another instance has taken this replica's lease")
 	}
 	if has("a bug in slasha-init", "panic:", "DATA RACE") {
 		ok = false
 	}
 	if !ok {
-		a.errorf("%s: exit %d, killed %v, told to stop %v; it said:\n%s\n%s", l.name, l.code, l.killed, l.stops, strings.Join(l.acks.odd, "\n"), last(said, 3000))
+		a.errorf("%s: exit %d, killed %v, stopped %v; it said:\n%s\n%s", l.name, l.code, l.killed, l.stops, strings.Join(l.acks.odd, "\n"), last(said, 3000))
 	}
 }
 

@@ -82,8 +82,8 @@ func TestInstancesOfDifferentUsers(t *testing.T) {
 	wantAll(t, testbed.Entries(t, restored), append(append(web.Acked(), helper.Acked()...), next.Acked()...))
 }
 
-// A volume without locks, as some network file systems are: that is told, once, and
-// what is left is the lease. It keeps the second instance away all the same.
+// A volume without locks, as some network file systems are: that is logged once, and
+// only the lease is left. It keeps the second instance away all the same.
 func TestAVolumeWithoutLocks(t *testing.T) {
 	t.Parallel()
 	s3, vol := testbed.StartS3(t), newVolume(t)
@@ -98,15 +98,15 @@ func TestAVolumeWithoutLocks(t *testing.T) {
 	first.WaitHealth(20*time.Second, someSynced)
 	first.WaitHealth(20*time.Second, leaseIs("held"))
 	if n := strings.Count(first.Stderr.String(), "this volume can't be locked"); n != 1 {
-		t.Errorf("that there are no locks is told %d times: %s", n, first.Stderr)
+		t.Errorf("that there are no locks is logged %d times: %s", n, first.Stderr)
 	}
 	second := start("SLASHA_LOCK_TIMEOUT=1s")
 	second.WaitHealth(10*time.Second, inPhase(healthz.Waiting))
 	if code := second.Wait(20 * time.Second); code != 75 || len(second.Acked()) > 0 {
 		t.Errorf("a second one: exit %d, %d commits", code, len(second.Acked()))
 	}
-	// Nothing here can tell that this volume held the lease: after a kill its time is
-	// waited for.
+	// Nothing here can show that this volume held the lease: after a kill the next start
+	// waits until the lease's time is over.
 	first.Kill()
 	third := start()
 	third.WaitHealth(10*time.Second, inPhase(healthz.Waiting))

@@ -11,8 +11,6 @@ import (
 type Config struct {
 	Enabled bool          // backups are configured
 	MaxLag  time.Duration // commits pending for longer make it unhealthy
-	DBPath  string
-	Replica string // the replica's address, for people
 	Version string
 }
 
@@ -44,8 +42,6 @@ func New(cfg Config) *Health {
 		s: Status{
 			Phase:     Starting,
 			Enabled:   cfg.Enabled,
-			DBPath:    cfg.DBPath,
-			Replica:   cfg.Replica,
 			Restore:   Restore{State: RestoreNone},
 			Processes: []Process{},
 			Version:   cfg.Version,
@@ -53,8 +49,15 @@ func New(cfg Config) *Health {
 	}
 }
 
+// Database records which database is kept, and the address of its replica, for people.
+func (h *Health) Database(path, replica string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.s.DBPath, h.s.Replica = path, replica
+}
+
 // Enter moves to a phase. It refuses a step that the life of a container does
-// not have; staying where one is is no step.
+// not have. Entering the phase that it is in changes nothing.
 func (h *Health) Enter(p Phase) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -71,7 +74,7 @@ func (h *Health) Enter(p Phase) error {
 	return nil
 }
 
-// Fail enters Failed, for the reason that sentence tells.
+// Fail enters Failed, for the reason that sentence gives.
 func (h *Health) Fail(sentence string) error {
 	h.mu.Lock()
 	h.failure = sentence
@@ -79,7 +82,7 @@ func (h *Health) Fail(sentence string) error {
 	return h.Enter(Failed)
 }
 
-// Ready tells /readyz whether the app has been started and is not stopping.
+// Ready sets what /readyz reports: whether the app has been started and is not stopping.
 func (h *Health) Ready(ready bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -94,7 +97,7 @@ func (h *Health) Synced(captured time.Time, txid string) {
 	if h.s.LastSyncedAt == nil || captured.After(time.Time(*h.s.LastSyncedAt)) {
 		h.s.LastSyncedAt = stamp(captured)
 	}
-	h.s.ReplicaTXID = text(txid)
+	h.s.ReplicaTXID = orNull(txid)
 	h.problem = ""
 	if h.s.PendingSince != nil {
 		h.meters.lag.Observe(h.now().Sub(time.Time(*h.s.PendingSince)).Seconds())
@@ -122,7 +125,7 @@ func (h *Health) Problem(sentence string) {
 func (h *Health) Captured(txid string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.s.TXID = text(txid)
+	h.s.TXID = orNull(txid)
 }
 
 // Pending records since when there are commits that the replica lacks; the zero
@@ -143,8 +146,8 @@ func (h *Health) Restoring(r Restore) {
 	h.s.Restore = r
 }
 
-// Following records that another instance replicates this database, or that it
-// does no longer.
+// Following records that another instance replicates this database, or that it no
+// longer does.
 func (h *Health) Following(follows bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -164,8 +167,9 @@ func (h *Health) LeaseBy(ask func() Lease) {
 	h.lease = ask
 }
 
-// Verified records the outcome of a drill: that the replica was restored and
-// checked, which took so long, or the sentence that says what was wrong with it.
+// Verified records the outcome of a drill, and how long it took. wrong is a sentence
+// that says what was wrong with the replica, or "" when it was restored and passed the
+// checks.
 func (h *Health) Verified(at time.Time, took time.Duration, wrong string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -221,7 +225,7 @@ func (h *Health) unhealthy(now time.Time) string {
 		return "restoring the database; the app starts when it is done"
 	case h.s.PendingSince != nil && now.Sub(time.Time(*h.s.PendingSince)) > h.cfg.MaxLag:
 		since := time.Time(*h.s.PendingSince)
-		return fmt.Sprintf("commits since %s are not in the replica yet: for %s, more than --max-lag %s",
+		return fmt.Sprintf("commits since %s are not in the replica yet: they have waited for %s, longer than --max-lag %s",
 			since.UTC().Format(time.RFC3339), now.Sub(since).Round(time.Second), h.cfg.MaxLag)
 	case h.drill != "":
 		return h.drill
@@ -236,7 +240,7 @@ func stamp(t time.Time) *Time {
 	return &v
 }
 
-func text(s string) *string {
+func orNull(s string) *string {
 	if s == "" {
 		return nil
 	}

@@ -15,7 +15,8 @@ import (
 var start = time.Date(2026, 11, 23, 5, 32, 19, 123456789, time.UTC)
 
 func enabled() *Health {
-	h := New(Config{Enabled: true, MaxLag: 10 * time.Second, DBPath: "/data/app.db", Replica: "s3://b/p", Version: "v0"})
+	h := New(Config{Enabled: true, MaxLag: 10 * time.Second, Version: "v0"})
+	h.Database("/data/app.db", "s3://b/p")
 	h.now = func() time.Time { return start }
 	return h
 }
@@ -55,7 +56,7 @@ func TestHealthyMeans(t *testing.T) {
 		"a list heals nothing":  {func(h *Health) { h.Problem("put refused"); h.Checked(start) }, "put refused"},
 		"an upload heals":       {func(h *Health) { h.Problem("x"); h.Checked(start); h.Synced(start, "1") }, ""},
 		"pending, but not long": {func(h *Health) { h.Checked(start); h.Pending(start.Add(-9 * time.Second)) }, ""},
-		"pending too long":      {func(h *Health) { h.Checked(start); h.Pending(start.Add(-11 * time.Second)) }, "for 11s, more than --max-lag 10s"},
+		"pending too long":      {func(h *Health) { h.Checked(start); h.Pending(start.Add(-11 * time.Second)) }, "for 11s, longer than --max-lag 10s"},
 		"no longer pending":     {func(h *Health) { h.Checked(start); h.Pending(start.Add(-time.Hour)); h.Pending(time.Time{}) }, ""},
 		"restoring":             {func(h *Health) { h.Checked(start); _ = h.Enter(Restoring) }, "restoring"},
 		"waiting":               {func(h *Health) { h.Checked(start); _ = h.Enter(Waiting) }, "waiting"},
@@ -108,7 +109,8 @@ func TestJSON(t *testing.T) {
 }
 
 func TestPageEscapes(t *testing.T) {
-	h := New(Config{Enabled: true, DBPath: `/data/<script>alert(1)</script>.db`, Replica: `s3://b/"><img>`, Version: "<v>"})
+	h := New(Config{Enabled: true, Version: "<v>"})
+	h.Database(`/data/<script>alert(1)</script>.db`, `s3://b/"><img>`)
 	h.Problem(`<b>bold</b>`)
 	rec := httptest.NewRecorder()
 	h.Handler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/", http.NoBody))
@@ -150,7 +152,7 @@ func TestFetch(t *testing.T) {
 	}
 }
 
-// The dashboard asks for what is there.
+// Each metric that the dashboard asks for is served.
 func TestMetricsOfTheDashboard(t *testing.T) {
 	h := enabled()
 	at := start

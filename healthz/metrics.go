@@ -18,7 +18,7 @@ type meters struct {
 }
 
 func newMeters() meters {
-	// From a bucket next door to a snapshot over a slow line.
+	// From a request to a bucket next door to a snapshot over a slow line.
 	seconds := []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 	return meters{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -27,7 +27,7 @@ func newMeters() meters {
 		}, []string{"op", "outcome"}),
 		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: namespace, Name: "request_seconds", Buckets: seconds,
-			Help: "How long operations on the replica took that succeeded, with their repetitions.",
+			Help: "How long successful operations on the replica took, retries included.",
 		}, []string{"op"}),
 		lag: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: namespace, Name: "lag_seconds", Buckets: seconds,

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/slashacom/slasha-init/internal/text"
 )
 
 // pageHead is written by hand, without html/template: that package's use of
@@ -67,7 +69,7 @@ func lead(s Status) string {
 	case s.HealthError != nil:
 		return *s.HealthError
 	case !s.Enabled:
-		return "No --db-path and no --bucket are set: the app is supervised, nothing is replicated."
+		return "Neither --db-path nor --bucket is set: the app is supervised, and nothing is replicated."
 	case s.Lease.State == "following":
 		return "Another instance on this volume copies the commits of " + s.DBPath + " to the replica: " + s.Lease.Holder + "."
 	default:
@@ -136,12 +138,12 @@ func restoreText(r Restore) string {
 	}
 	switch r.State {
 	case RestoreRunning:
-		t += fmt.Sprintf(", %s of %s, %s/s", Bytes(r.BytesDone), Bytes(r.BytesTotal), Bytes(r.BytesPerSecond))
+		t += fmt.Sprintf(", %s of %s, %s/s", text.Bytes(r.BytesDone), text.Bytes(r.BytesTotal), text.Bytes(r.BytesPerSecond))
 		if r.SecondsLeft != nil {
 			t += fmt.Sprintf(", %s left", time.Duration(*r.SecondsLeft)*time.Second)
 		}
 	case RestoreDone:
-		t += fmt.Sprintf(", %s in %.1f s", Bytes(r.BytesDone), r.TookSeconds)
+		t += fmt.Sprintf(", %s in %.1f s", text.Bytes(r.BytesDone), r.TookSeconds)
 	}
 	if r.SetAside != nil {
 		t += "; the database that was there is in " + *r.SetAside
@@ -155,17 +157,4 @@ func ago(t *Time, now time.Time, none string) string {
 	}
 	at := time.Time(*t)
 	return fmt.Sprintf("%s (%s ago)", at.UTC().Format(time.RFC3339), now.Sub(at).Round(time.Second))
-}
-
-// Bytes writes a number of bytes for people, in powers of 1,000.
-func Bytes(n int64) string {
-	switch {
-	case n >= 1e9:
-		return fmt.Sprintf("%.2f GB", float64(n)/1e9)
-	case n >= 1e6:
-		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
-	case n >= 1e3:
-		return fmt.Sprintf("%.1f kB", float64(n)/1e3)
-	}
-	return fmt.Sprintf("%d B", n)
 }

@@ -2,8 +2,8 @@
 // platform's poller, to Prometheus and to a person, and fetches it again for
 // the healthcheck and status commands.
 //
-// It knows no SQLite and no S3: others tell it what happened. Status flows one
-// way, in through the methods of Health and out over HTTP.
+// It knows nothing of SQLite and S3: others report to it what happened. Status flows
+// one way, in through the methods of Health and out over HTTP.
 package healthz
 
 import (
@@ -58,7 +58,7 @@ func (t *Time) UnmarshalText(b []byte) error {
 }
 
 // Status is one answer of /healthz. Pointers are null where there is nothing to
-// tell.
+// report.
 type Status struct {
 	Phase   Phase `json:"phase"`
 	Enabled bool  `json:"enabled"` // backups are configured
@@ -124,8 +124,8 @@ type Lease struct {
 	// answered; or "following": another instance on this volume replicates.
 	State string `json:"state"`
 	Epoch uint64 `json:"epoch"` // ours; 0 before we had it
-	// Holder is how the instance calls itself that we wait for, follow, or have lost
-	// the lease to.
+	// Holder is the instance that we wait for, follow, or have lost the lease to, as it
+	// describes itself.
 	Holder string `json:"holder,omitempty"`
 }
 

@@ -6,60 +6,79 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"syscall"
 
 	"github.com/superfly/ltx"
 
+	"github.com/slashacom/slasha-init/internal/disk"
 	"github.com/slashacom/slasha-init/internal/durable"
 )
 
-// adoption is the note that a file was made from the replica: until the first
-// transaction after it has been captured, nothing else beside the database says
-// where it stands.
+// adoption is the note that a file goes on from the replica: until the first
+// transaction after it has been captured, nothing else beside the database says where
+// it stands.
 type adoption struct {
 	Device uint64   `json:"device"` // of the file, which keeps them when it is moved
 	Inode  uint64   `json:"inode"`
 	TXID   ltx.TXID `json:"txid"` // the newest that the replica had
-	// After are the headers of the transactions after it, of which nobody knows
-	// whether they got there: the answers to uploads can be lost.
+	// After are the headers of the transactions after it that may have got there: the
+	// answers to uploads can be lost.
 	After [][]byte `json:"after,omitempty"`
-	// Snapshot is the transaction of a snapshot of which the same is true, or 0.
+	// Snapshot is the transaction of a snapshot that may have got there, or 0.
 	Snapshot ltx.TXID `json:"snapshot,omitempty"`
-	// Instead is what was noted of the file that this one was to replace, in case
-	// that it never did.
+	// Instead is the note of the file that this one was to replace, in case it never
+	// did.
 	Instead *adoption `json:"instead,omitempty"`
 }
 
-func adoptionFile(stateDir string) string { return filepath.Join(stateDir, "adopted.json") }
-
-// Adopt notes, on the disk, that a file was restored from the replica when txid
-// was its newest transaction, and is about to become the database: it goes on
-// from there, also when it was restored to an earlier point in time. What is known
-// of the file that is at the path now stays known.
-func Adopt(dbPath, stateDir, file string, txid ltx.TXID) error {
-	a := adoption{TXID: txid}
-	if before := adopted(dbPath, stateDir); before.Inode != 0 {
+// Adopt notes, on the disk, that a file was restored from the replica when newest was
+// its newest transaction, and is about to become the database: it goes on from there,
+// also when it was restored to an earlier point in time. What is known of the file
+// that is at the path now stays known.
+func (l *Line) Adopt(file string, newest ltx.TXID) error {
+	a := adoption{TXID: newest}
+	if before := l.adopted(); before.Inode != 0 {
 		before.Instead = nil
 		a.Instead = &before
 	}
-	return a.write(stateDir, file)
+	l.mu.Lock()
+	l.continues, l.acked = newest, newest
+	l.tried = 0 // a snapshot of another file
+	l.mu.Unlock()
+	return a.write(l.cfg.Adopted, file)
 }
 
 // mostAfter is how many of the transactions after the last acknowledged one may have
 // got into the replica, each with its answer lost.
 const mostAfter = 16
 
-// Drop notes the same of a database whose captured transactions are about to be
-// dropped: it goes on from acked, the newest that the replica has acknowledged, and
-// from what it has of those after it. A snapshot whose upload was tried, or 0, may
-// have got there too.
-func Drop(stateDir, dbPath string, acked, snapshot ltx.TXID) error {
-	a := adoption{TXID: acked, Snapshot: snapshot}
-	here, err := listLocal(dbPath)
+// Drop notes, on the disk, what the live database goes on from, before what was
+// captured of it is dropped: from the newest transaction that the replica has
+// acknowledged, and from what the replica has of those after it. A snapshot whose
+// upload was tried may have got there too. After it, Admit compares again. After an
+// error, nothing may be dropped.
+func (l *Line) Drop() error {
+	l.mu.Lock()
+	acked, tried := max(l.acked, l.continues), l.tried
+	l.mu.Unlock()
+	a, err := l.goesOnFrom(acked, tried)
 	if err != nil {
 		return err
+	}
+	if err := a.write(l.cfg.Adopted, l.cfg.DBPath); err != nil {
+		return err
+	}
+	l.Doubt()
+	return nil
+}
+
+// goesOnFrom returns what there is to note of the live database, when the replica has
+// acknowledged one transaction, and may have got a snapshot of another.
+func (l *Line) goesOnFrom(acked, snapshot ltx.TXID) (adoption, error) {
+	a := adoption{TXID: acked, Snapshot: snapshot}
+	here, err := listLocal(l.cfg.DBPath)
+	if err != nil {
+		return adoption{}, err
 	}
 	if acked == 0 {
 		a.TXID = here.newest() // nothing better is known
@@ -71,7 +90,7 @@ func Drop(stateDir, dbPath string, acked, snapshot ltx.TXID) error {
 		}
 		a.After = append(a.After, next)
 	}
-	return a.write(stateDir, dbPath)
+	return a, nil //nolint:nilerr // what was captured ends there
 }
 
 // reaches returns the newest of the replica's transactions that is known to be one
@@ -94,45 +113,38 @@ func (a adoption) reaches(ctx context.Context, client Client, there replica) (lt
 	return at, nil
 }
 
-// write notes it, for the file as it is now.
-func (a adoption) write(stateDir, file string) error {
+// write writes the note, for a file as it is now.
+func (a adoption) write(note durable.Note, file string) error {
 	fi, err := os.Stat(file)
 	if err != nil {
 		return err
 	}
-	a.Device, a.Inode = identity(fi)
+	a.Device, a.Inode = disk.Identity(fi)
 	b, err := json.Marshal(a)
 	if err != nil {
 		return err
 	}
-	if err := durable.WriteFile(adoptionFile(stateDir), append(b, '\n'), 0o644); err != nil {
+	if err := note.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("note what was restored: %w", err)
 	}
 	return nil
 }
 
 // adopted returns what was noted of the file that is at the path now.
-func adopted(dbPath, stateDir string) (a adoption) {
-	b, err := os.ReadFile(adoptionFile(stateDir))
+func (l *Line) adopted() (a adoption) {
+	b, err := l.cfg.Adopted.Read()
 	if err != nil || json.Unmarshal(b, &a) != nil {
 		return adoption{}
 	}
-	fi, err := os.Stat(dbPath)
+	fi, err := os.Stat(l.cfg.DBPath)
 	if err != nil {
 		return adoption{}
 	}
-	device, inode := identity(fi)
+	device, inode := disk.Identity(fi)
 	for _, a := range []*adoption{&a, a.Instead} {
 		if a != nil && device == a.Device && inode == a.Inode {
 			return *a
 		}
 	}
 	return adoption{}
-}
-
-func identity(fi os.FileInfo) (device, inode uint64) {
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		return uint64(st.Dev), st.Ino //nolint:unconvert // a different type on other architectures
-	}
-	return 0, 0
 }

@@ -12,9 +12,11 @@ import (
 	"github.com/benbjohnson/litestream"
 	"github.com/benbjohnson/litestream/file"
 	"github.com/superfly/ltx"
+
+	"github.com/slashacom/slasha-init/internal/durable"
 )
 
-// write puts a file of transactions where Litestream would. salt tells lines apart;
+// write puts a file of transactions where Litestream would. salt distinguishes lines;
 // 0 makes a baseline.
 func write(t *testing.T, path string, salt uint32) {
 	t.Helper()
@@ -70,6 +72,20 @@ func place(t *testing.T, dir string, spans []span) {
 	}
 }
 
+// lineOf returns the Line of app.db in dir, whose notes lie there too, with the replica
+// in its folder bucket.
+func lineOf(dir string) *Line {
+	return New(Config{
+		DBPath:  filepath.Join(dir, "app.db"),
+		Client:  file.NewReplicaClient(filepath.Join(dir, "bucket")),
+		Adopted: durable.NoteAt(filepath.Join(dir, "adopted.json")),
+		NewLine: durable.NoteAt(filepath.Join(dir, "new-line")),
+	})
+}
+
+// captured is where Litestream keeps what it captured of app.db in dir.
+func captured(dir string) string { return filepath.Join(dir, ".app.db-litestream") }
+
 func TestCompare(t *testing.T) {
 	join := func(lists ...[]span) (all []span) {
 		for _, l := range lists {
@@ -102,22 +118,18 @@ func TestCompare(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			db, state := filepath.Join(dir, "app.db"), filepath.Join(dir, "state")
-			if err := os.Mkdir(state, 0o700); err != nil {
-				t.Fatal(err)
-			}
+			l, db := lineOf(dir), filepath.Join(dir, "app.db")
 			if err := os.WriteFile(db, []byte("a database"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			if c.adopted != 0 {
-				if err := Adopt(db, state, db, c.adopted); err != nil {
+				if err := l.Adopt(db, c.adopted); err != nil {
 					t.Fatal(err)
 				}
 			}
-			place(t, filepath.Join(dir, ".app.db-litestream"), c.here)
-			bucket := filepath.Join(dir, "bucket")
-			place(t, bucket, c.there)
-			got, err := Compare(t.Context(), file.NewReplicaClient(bucket), db, state)
+			place(t, captured(dir), c.here)
+			place(t, filepath.Join(dir, "bucket"), c.there)
+			got, err := l.Compare(t.Context())
 			if err != nil || got != c.want {
 				t.Errorf("%+v, %v; want %+v", got, err, c.want)
 			}
@@ -128,8 +140,9 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// What was dropped is known by the position that was acknowledged; the transaction
-// that was on its way is ours if it is the very one.
+// A database whose captured transactions were dropped goes on from the one that was
+// acknowledged. Of those after it, the replica may have got some whose answer was lost:
+// they count as ours if their headers are the same.
 func TestDrop(t *testing.T) {
 	for name, c := range map[string]struct {
 		acked    ltx.TXID
@@ -151,20 +164,21 @@ func TestDrop(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			db, bucket := filepath.Join(dir, "app.db"), filepath.Join(dir, "bucket")
-			if err := os.WriteFile(db, nil, 0o600); err != nil {
+			l := lineOf(dir)
+			if err := os.WriteFile(l.cfg.DBPath, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			captured := filepath.Join(dir, ".app.db-litestream")
-			place(t, captured, small(4, 9, 7))
-			place(t, bucket, c.there)
-			if err := Drop(dir, db, c.acked, c.snapshot); err != nil {
+			place(t, captured(dir), small(4, 9, 7))
+			place(t, filepath.Join(dir, "bucket"), c.there)
+			l.Uploaded(c.acked)
+			l.Tried(c.snapshot)
+			if err := l.Drop(); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.RemoveAll(captured); err != nil {
+			if err := os.RemoveAll(captured(dir)); err != nil {
 				t.Fatal(err)
 			}
-			got, err := Compare(t.Context(), file.NewReplicaClient(bucket), db, dir)
+			got, err := lineOf(dir).Compare(t.Context()) // by the note alone
 			if err != nil || got.Stale() != c.stale {
 				t.Errorf("%s, %v", got, err)
 			}
@@ -172,7 +186,7 @@ func TestDrop(t *testing.T) {
 	}
 }
 
-// What was adopted is a file, and not whatever has its name later.
+// The note is about one file, and not about any other that has its name later.
 func TestAdoptionIsOfAFile(t *testing.T) {
 	dir := t.TempDir()
 	scratch, db := filepath.Join(dir, "scratch"), filepath.Join(dir, "app.db")
@@ -181,31 +195,32 @@ func TestAdoptionIsOfAFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Adopt(filepath.Join(dir, "app.db"), dir, scratch, 5); err != nil {
+	l := lineOf(dir)
+	if err := l.Adopt(scratch, 5); err != nil {
 		t.Fatal(err)
 	}
-	if got := adopted(db, dir).TXID; got != 0 {
+	if got := l.adopted().TXID; got != 0 {
 		t.Errorf("the database that is still there is taken for what was restored: %s", got)
 	}
 	if err := os.Rename(scratch, db); err != nil {
 		t.Fatal(err)
 	}
-	if got := adopted(db, dir).TXID; got != 5 {
+	if got := l.adopted().TXID; got != 5 {
 		t.Errorf("adopted %s, not 5", got)
 	}
-	if err := os.WriteFile(adoptionFile(dir), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(l.cfg.Adopted.Path(), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := adopted(db, dir).TXID; got != 0 {
+	if got := l.adopted().TXID; got != 0 {
 		t.Errorf("a torn note says %s", got)
 	}
 }
 
-// A restore that never gets into its place takes nothing from the database that
-// stays, however often it is tried.
+// A restore that is never moved into place changes nothing that is known of the
+// database that stays, however often it is tried.
 func TestAdoptionOfWhatStays(t *testing.T) {
 	dir := t.TempDir()
-	db := filepath.Join(dir, "app.db")
+	l, db := lineOf(dir), filepath.Join(dir, "app.db")
 	for _, path := range []string{db, db + "1", db + "2"} {
 		if err := os.WriteFile(path, []byte(path), 0o600); err != nil {
 			t.Fatal(err)
@@ -215,23 +230,23 @@ func TestAdoptionOfWhatStays(t *testing.T) {
 		file string
 		txid ltx.TXID
 	}{{db, 3}, {db + "1", 4}, {db + "2", 5}} {
-		if err := Adopt(db, dir, a.file, a.txid); err != nil {
+		if err := l.Adopt(a.file, a.txid); err != nil {
 			t.Fatal(err)
 		}
-		if got := adopted(db, dir).TXID; got != 3 {
+		if got := l.adopted().TXID; got != 3 {
 			t.Errorf("after a restore to %s the database stands at %s, not 3", a.file, got)
 		}
 	}
 	if err := os.Rename(db+"2", db); err != nil {
 		t.Fatal(err)
 	}
-	if got := adopted(db, dir).TXID; got != 5 {
+	if got := l.adopted().TXID; got != 5 {
 		t.Errorf("in place, it stands at %s, not 5", got)
 	}
 }
 
-// Commits in the WAL that were not captured count, those of an earlier WAL in the
-// same file do not.
+// Commits in the WAL that were not captured count. Those of an earlier WAL in the same
+// file do not.
 func TestCommitsInWAL(t *testing.T) {
 	dir := t.TempDir()
 	db := filepath.Join(dir, "app.db")
@@ -259,11 +274,10 @@ func TestCommitsInWAL(t *testing.T) {
 		{small(1, 3, 7), 1},
 		{small(1, 3, 5), 3}, // from an earlier WAL
 	} {
-		litestreamDir := filepath.Join(dir, ".app.db-litestream")
-		if err := os.RemoveAll(litestreamDir); err != nil {
+		if err := os.RemoveAll(captured(dir)); err != nil {
 			t.Fatal(err)
 		}
-		place(t, litestreamDir, c.here)
+		place(t, captured(dir), c.here)
 		l, err := listLocal(db)
 		if err != nil {
 			t.Fatal(err)

@@ -8,8 +8,8 @@ import (
 	"github.com/benbjohnson/litestream"
 )
 
-// What piles up may take as much as the database, or the least that is always
-// kept, and no more.
+// The backlog may take as much room as the database, or the least that is always kept,
+// and no more.
 func TestTooMuch(t *testing.T) {
 	for name, c := range map[string]struct {
 		database, backlog int64
@@ -23,20 +23,20 @@ func TestTooMuch(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "app.db")
-			r := New(Config{DBPath: path})
-			r.db = litestream.NewDB(path)
+			line := &noted{}
+			s := &session{cfg: Config{DBPath: path, Line: line}, db: litestream.NewDB(path)}
 			sparse(t, path, c.database)
-			if err := os.MkdirAll(r.db.LTXLevelDir(0), 0o755); err != nil {
+			if err := os.MkdirAll(s.db.LTXLevelDir(0), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			sparse(t, r.db.LTXPath(0, 1, 1), c.backlog/2)
-			sparse(t, r.db.LTXPath(0, 2, 2), c.backlog-c.backlog/2)
-			if got := r.tooMuch(); (got != "") != c.want {
+			sparse(t, s.db.LTXPath(0, 1, 1), c.backlog/2)
+			sparse(t, s.db.LTXPath(0, 2, 2), c.backlog-c.backlog/2)
+			if got := s.tooMuch(); (got != "") != c.want {
 				t.Errorf("says %q", got)
 			}
-			// What the replica has is none of it.
-			r.got.note(0, 1, nil)
-			if got := r.tooMuch(); got != "" {
+			// What the replica has does not count.
+			line.Uploaded(1)
+			if got := s.tooMuch(); got != "" {
 				t.Errorf("with half of it in the replica it says %q", got)
 			}
 		})

@@ -9,7 +9,8 @@ import (
 
 	"github.com/benbjohnson/litestream"
 	"github.com/superfly/ltx"
-	"golang.org/x/sync/errgroup"
+
+	"github.com/slashacom/slasha-init/internal/levels"
 )
 
 // breakOff makes Litestream begin with a full snapshot, as the transaction after
@@ -27,48 +28,26 @@ import (
 // uploaded: the replica has that TXID. It must be gone before a compaction runs,
 // which would prefer it to the replica's own.
 //
-// Call it before the database's first Sync. It returns the file, or "" where the
-// replica is empty, which begins with a snapshot anyway.
+// Call it before the database's first Sync. It returns the file's path, or "" where
+// the replica is empty, which begins with a snapshot anyway.
 func breakOff(ctx context.Context, db *litestream.DB) (path string, err error) {
-	info, err := newestOfAll(ctx, db.Replica)
+	files, err := levels.List(ctx, db.Replica.Client, false)
 	if err != nil {
 		return "", fmt.Errorf("list replica: %w", err)
 	}
-	newest := info.MaxTXID
+	newest := levels.Newest(files[:]...).MaxTXID
 	if newest == 0 {
 		return "", nil
 	}
 	path = db.LTXPath(0, newest, newest)
 	if err := writeBaseline(path, newest); err != nil {
-		return "", fmt.Errorf("begin anew: %w", err)
+		return "", fmt.Errorf("prepare a fresh snapshot: %w", err)
 	}
 	db.Replica.SetPos(ltx.Pos{TXID: newest})
 	return path, nil
 }
 
-// newestOfAll is the file of any level that leads to the newest transaction of the
-// replica, and the zero value where there is none.
-func newestOfAll(ctx context.Context, replica *litestream.Replica) (newest ltx.FileInfo, err error) {
-	var found [litestream.SnapshotLevel + 1]ltx.FileInfo
-	g, ctx := errgroup.WithContext(ctx)
-	for level := range found {
-		g.Go(func() error {
-			info, err := replica.MaxLTXFileInfo(ctx, level)
-			found[level] = info
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return ltx.FileInfo{}, err
-	}
-	for _, info := range found {
-		if info.MaxTXID > newest.MaxTXID {
-			newest = info
-		}
-	}
-	return newest, nil
-}
-
+// writeBaseline writes the file. See wal.IsBaseline, which recognizes it.
 func writeBaseline(path string, txid ltx.TXID) error {
 	const pageSize = 4096
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

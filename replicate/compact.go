@@ -4,20 +4,33 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"os"
 	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/benbjohnson/litestream"
 	"github.com/superfly/ltx"
+
+	"github.com/slashacom/slasha-init/internal/wait"
 )
 
-// compactable is the database of the moment, for the compaction goroutine.
-type compactable struct {
-	mu    sync.Mutex
-	store *litestream.Store
-	db    *litestream.DB
+// holder hands the session of the moment to the compaction goroutine. The zero value
+// holds none.
+type holder struct {
+	mu sync.Mutex
+	s  *session
+}
+
+func (h *holder) put(s *session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.s = s
+}
+
+func (h *holder) get() *session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.s
 }
 
 // restUntilCompaction is how long after the start the first compaction waits: a
@@ -29,7 +42,7 @@ const restUntilCompaction = 20 * time.Second
 const compactAgain = time.Minute
 
 // compact runs Litestream's compactions and snapshots, one after the other and
-// never two at once, until ctx ends. The channel is closed when it has ended.
+// never two at once, until ctx ends. It closes the channel when it has ended.
 func (r *Replicator) compact(ctx context.Context) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
@@ -57,7 +70,7 @@ func (r *Replicator) compact(ctx context.Context) <-chan struct{} {
 					next = t
 				}
 			}
-			wait(ctx, max(time.Until(next), time.Second))
+			wait.For(ctx, max(time.Until(next), time.Second))
 		}
 	}()
 	return done
@@ -71,7 +84,8 @@ func spread(at time.Time, interval time.Duration, offset float64) time.Time {
 	return at.Add(time.Duration(offset * float64(interval) / 10))
 }
 
-// compactLevel reports whether the level is as it should be until its next time.
+// compactLevel compacts a level and reports whether nothing is left to do there until
+// its next time.
 func (r *Replicator) compactLevel(ctx context.Context, level *litestream.CompactionLevel) (done bool) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -79,13 +93,11 @@ func (r *Replicator) compactLevel(ctx context.Context, level *litestream.Compact
 			done = false
 		}
 	}()
-	r.compacting.mu.Lock()
-	store, db := r.compacting.store, r.compacting.db
-	r.compacting.mu.Unlock()
-	if store == nil {
+	s := r.compactable.get()
+	if s == nil {
 		return false
 	}
-	made, err := store.CompactDB(ctx, db, level)
+	made, err := s.store.CompactDB(ctx, s.db, level)
 	switch {
 	case err == nil, errors.Is(err, litestream.ErrNoCompaction), errors.Is(err, litestream.ErrCompactionTooEarly):
 	case errors.Is(err, litestream.ErrDBNotReady), ctx.Err() != nil:
@@ -95,30 +107,17 @@ func (r *Replicator) compactLevel(ctx context.Context, level *litestream.Compact
 		return false
 	}
 	if level.Level == litestream.SnapshotLevel && err == nil {
-		if !r.isThere(db) {
+		if !s.isThere() {
 			// It was read while the app replaced the file, so it may hold pages of the old
 			// one and of the new one's WAL, which Litestream opens by name.
 			if err := r.cfg.Client.DeleteLTXFiles(ctx, []*ltx.FileInfo{made}); err != nil {
-				r.cfg.Logger.Error("a snapshot that may be mixed of two databases could not be deleted", "txid", made.MaxTXID.String(), "error", err)
+				r.cfg.Logger.Error("could not delete a snapshot that may mix two databases", "txid", made.MaxTXID.String(), "error", err)
 			}
 			return false
 		}
-		if err := store.EnforceSnapshotRetention(ctx, db); err != nil && ctx.Err() == nil {
-			r.cfg.Logger.Warn("old backups could not be deleted, trying again after the next snapshot", "error", err)
+		if err := s.store.EnforceSnapshotRetention(ctx, s.db); err != nil && ctx.Err() == nil {
+			r.cfg.Logger.Warn("could not delete old backups, trying again after the next snapshot", "error", err)
 		}
 	}
 	return true
-}
-
-// isThere reports whether the file that is replicated is still the one at its path.
-func (r *Replicator) isThere(db *litestream.DB) bool {
-	was := db.FileInfo()
-	fi, err := os.Stat(r.cfg.DBPath)
-	return was == nil || err == nil && os.SameFile(was, fi)
-}
-
-func (r *Replicator) openForCompaction(store *litestream.Store, db *litestream.DB) {
-	r.compacting.mu.Lock()
-	defer r.compacting.mu.Unlock()
-	r.compacting.store, r.compacting.db = store, db
 }

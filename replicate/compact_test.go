@@ -7,8 +7,8 @@ import (
 	"github.com/benbjohnson/litestream"
 )
 
-// What is put off is never too early for Litestream, which counts in full intervals,
-// and always before the next one.
+// A snapshot that is put off is never too early for Litestream, which counts in full
+// intervals, and always before the next one.
 func TestSpread(t *testing.T) {
 	level := &litestream.CompactionLevel{Level: litestream.SnapshotLevel, Interval: 24 * time.Hour}
 	now := time.Date(2026, 11, 24, 15, 0, 0, 0, time.UTC)

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// What a writer gets that always has something to upload, and needs the given
-// time for each upload.
+// uploads returns when the uploads of a writer begin that always has something to
+// upload, and needs the given time for each.
 func uploads(p *pace, from time.Time, each, lasting time.Duration) (began []time.Duration) {
 	for now := from; now.Sub(from) < lasting; now = now.Add(each) {
 		now = now.Add(p.wait(now))

@@ -18,10 +18,11 @@ var ErrUnsound = errors.New("the replica has damaged or missing files")
 // Seal ends a line in the replica, before another one begins: after a restore to
 // a point in time the database is uploaded in full under the next transaction,
 // and a compaction that reached over that place would merge the two, and keep of
-// the old one only what it had before. So what is there is compacted now, level
+// the old one only what it had before. So Seal compacts what is there now, level
 // by level, and no later compaction has a reason to reach back.
 //
-// The error is ErrUnsound when nothing is wrong with reaching the replica.
+// The error is ErrUnsound where the replica can be reached, but not be merged. It is
+// the client's where it can't be reached, and ctx's when that ended.
 func Seal(ctx context.Context, client Client, log *slog.Logger) error {
 	door := &watchedDoor{Client: client}
 	c := litestream.NewCompactor(door, log)
@@ -38,8 +39,8 @@ func Seal(ctx context.Context, client Client, log *slog.Logger) error {
 	return nil
 }
 
-// watchedDoor remembers whether reading or writing the replica failed, as
-// opposed to what was read.
+// watchedDoor is a client that remembers whether reading or writing the replica
+// failed, as opposed to making sense of what was read.
 type watchedDoor struct {
 	Client
 	failed atomic.Bool

@@ -11,7 +11,7 @@ import (
 )
 
 // pollEvery is the net under the notification: some file systems (network and
-// FUSE mounts) have none, and a folder that does not exist yet can't be watched.
+// FUSE mounts) send none, and a folder that does not exist yet can't be watched.
 const pollEvery = time.Second
 
 // mark identifies a state of the database by its WAL, without reading either.
@@ -21,7 +21,7 @@ type mark struct {
 	main  int64 // size of the database file: an app that leaves WAL mode has no WAL
 }
 
-// walWatch tells when a database's WAL changes.
+// walWatch notices when a database's WAL changes.
 type walWatch struct {
 	path   string
 	logger *slog.Logger
@@ -44,7 +44,7 @@ func newWALWatch(dbPath string, logger *slog.Logger) *walWatch {
 func (w *walWatch) start() {
 	notify, err := fsnotify.NewWatcher()
 	if err != nil {
-		w.logger.Warn("no change notification, looking every second instead", "error", err)
+		w.logger.Warn("can't get notifications of changes, looking every second instead", "error", err)
 		return
 	}
 	w.notify = notify

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/superfly/ltx"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/slashacom/slasha-init/internal/levels"
 	"github.com/slashacom/slasha-init/restore/check"
 	"github.com/slashacom/slasha-init/restore/fetch"
 )
@@ -19,7 +21,7 @@ import (
 // around it agree and cost one list of each level.
 type catalog struct {
 	Client
-	levels [litestream.SnapshotLevel + 1][]*ltx.FileInfo
+	levels levels.Files
 
 	generations []string // of Litestream 0.3
 }
@@ -29,18 +31,10 @@ type catalog struct {
 func list(ctx context.Context, client Client, exact bool) (*catalog, error) {
 	c := &catalog{Client: client}
 	g, ctx := errgroup.WithContext(ctx)
-	for level := range c.levels {
-		g.Go(func() error {
-			itr, err := client.LTXFiles(ctx, level, 0, exact)
-			if err != nil {
-				return err
-			}
-			for itr.Next() {
-				c.levels[level] = append(c.levels[level], itr.Item())
-			}
-			return itr.Close()
-		})
-	}
+	g.Go(func() (err error) {
+		c.levels, err = levels.List(ctx, client, exact)
+		return err
+	})
 	g.Go(func() (err error) {
 		c.generations, err = client.GenerationsV3(ctx)
 		return err
@@ -133,17 +127,17 @@ func (c *catalog) updated() (at time.Time) {
 	return at
 }
 
-// plan returns the files that lead to a point: that of txid, else that of the
-// timestamp, else as far as the files go without a gap. It returns
-// litestream.ErrTxNotAvailable where they don't lead there.
-func (c *catalog) plan(ctx context.Context, cfg Config, txid ltx.TXID) ([]*ltx.FileInfo, error) {
-	at := cfg.Timestamp
-	if txid == 0 && at.IsZero() {
-		// Litestream takes a gap for an error without a type, and only when it is
-		// asked for the newest.
+// plan returns the files that lead to what is wanted, or for the newest state as far
+// as the files go without a gap. The error is litestream.ErrTxNotAvailable if they
+// don't lead there.
+func (c *catalog) plan(ctx context.Context, what What, log *slog.Logger) ([]*ltx.FileInfo, error) {
+	at := what.Timestamp
+	if what.TXID == 0 && at.IsZero() {
+		// At a gap, Litestream returns an error without a type, but only when it plans
+		// for the newest state.
 		at = time.Unix(1<<40, 0)
 	}
-	return litestream.CalcRestorePlan(ctx, c, txid, at, cfg.Logger)
+	return litestream.CalcRestorePlan(ctx, c, what.TXID, at, log)
 }
 
 // plan is what a restore will read.
@@ -152,11 +146,10 @@ type plan struct {
 	files   []*ltx.FileInfo // nil: Litestream restores what its version 0.3 wrote
 	bytes   int64           // to read; 0 when not known
 	txid    ltx.TXID        // that they lead to; 0 when not known
-	older   bool            // than the newest of the replica
-	gap     *gapError       // why they don't lead to what was asked for
+	gap     *gapError       // why they don't lead to what is wanted
 }
 
-// gapError says that the files don't lead to the transaction that was asked for: the
+// gapError says that the files don't lead to the transaction that is wanted: the
 // newest of all, or of the time that was given.
 type gapError struct{ newest, missing ltx.TXID }
 
@@ -164,30 +157,31 @@ func (e *gapError) Error() string {
 	return fmt.Sprintf("the replica goes on to transaction %s, but has no file with transaction %s", e.newest, e.missing)
 }
 
-// Unsound reports whether an error of Fetch is about what the replica holds, and
+// isUnsound reports whether an error of a drill is about what the replica holds, and
 // not about reaching it or about this machine.
-func Unsound(err error) bool {
+func isUnsound(err error) bool {
 	var gap *gapError
 	var object *fetch.DamagedError
 	var database *check.DamagedError
 	var empty *emptyError
+	var differs *differsError
 	return errors.As(err, &gap) || errors.As(err, &empty) || errors.As(err, &object) || errors.As(err, &database) ||
-		errors.Is(err, errNothing) || errors.Is(err, litestream.ErrTxNotAvailable)
+		errors.As(err, &differs) || errors.Is(err, errNothing) || errors.Is(err, litestream.ErrTxNotAvailable)
 }
 
 // errNothing says that there is nothing that a restore could begin with.
 var errNothing = errors.New("the replica holds no backup")
 
-// locate finds what to restore: the state of a certain transaction, or with 0 that
-// of cfg.Timestamp, or the newest. It returns errNothing when the replica has no
-// backup of any kind, and litestream.ErrTxNotAvailable when it has, but nothing
-// that leads there.
-func locate(ctx context.Context, cfg Config, txid ltx.TXID) (plan, error) {
-	c, err := list(ctx, cfg.Client, !cfg.Timestamp.IsZero())
+// locate finds the files to restore from. It returns errNothing when the replica has
+// no backup of any kind, and litestream.ErrTxNotAvailable when it has one, but nothing
+// that leads to what is wanted.
+func (cfg Config) locate(ctx context.Context) (plan, error) {
+	txid, at := cfg.What.TXID, cfg.What.Timestamp
+	c, err := list(ctx, cfg.Source.Client, !at.IsZero())
 	if err != nil {
 		return plan{}, err
 	}
-	files, err := c.plan(ctx, cfg, txid)
+	files, err := c.plan(ctx, cfg.What, cfg.Logger)
 	if err != nil && !errors.Is(err, litestream.ErrTxNotAvailable) {
 		return plan{}, err
 	}
@@ -197,7 +191,7 @@ func locate(ctx context.Context, cfg Config, txid ltx.TXID) (plan, error) {
 			return plan{}, v3err
 		}
 		if v3 {
-			return plan{catalog: c, older: !cfg.Timestamp.IsZero() && c.newest() > 0}, nil
+			return plan{catalog: c}, nil
 		}
 	}
 	if err != nil {
@@ -207,23 +201,21 @@ func locate(ctx context.Context, cfg Config, txid ltx.TXID) (plan, error) {
 	for _, f := range files {
 		p.bytes += f.Size
 	}
-	newest := c.newest()
-	p.older = newest > p.txid && (txid != 0 || !cfg.Timestamp.IsZero())
-	switch wanted := c.before(cfg.Timestamp).newest(); {
+	switch wanted := c.before(at).newest(); {
 	case txid != 0, wanted <= p.txid:
-	case cfg.Timestamp.IsZero(), !c.merged(p.txid + 1):
+	case at.IsZero(), !c.merged(p.txid + 1):
 		p.gap = &gapError{newest: wanted, missing: p.txid + 1}
 	default:
-		cfg.Logger.Info("the state of that very moment is merged with later ones: the one before is restored", "txid", p.txid.String(), "wanted", wanted.String())
+		cfg.Logger.Info("the state at that moment was merged with later ones; restoring the state before it", "txid", p.txid.String(), "wanted", wanted.String())
 	}
 	return p, nil
 }
 
-// nothing tells why there is no plan.
+// nothing returns the error that says why there is no plan.
 func nothing(ctx context.Context, cfg Config, c *catalog) error {
 	file := c.example()
 	if file == "" && len(c.generations) > 0 {
-		_, updated, err := litestream.NewReplicaWithClient(nil, cfg.Client).TimeBoundsV3(ctx, cfg.Client)
+		_, updated, err := litestream.NewReplicaWithClient(nil, cfg.Source.Client).TimeBoundsV3(ctx, cfg.Source.Client)
 		if err != nil {
 			return err
 		}
@@ -234,38 +226,38 @@ func nothing(ctx context.Context, cfg Config, c *catalog) error {
 	switch {
 	case file == "":
 		return errNothing
-	case !cfg.Timestamp.IsZero() && c.before(cfg.Timestamp).example() == "":
-		return fmt.Errorf("%w: there is no backup from before %s", litestream.ErrTxNotAvailable, cfg.Timestamp.UTC().Format(time.RFC3339))
+	case !cfg.What.Timestamp.IsZero() && c.before(cfg.What.Timestamp).example() == "":
+		return fmt.Errorf("%w: there is no backup from before %s", litestream.ErrTxNotAvailable, cfg.What.Timestamp.UTC().Format(time.RFC3339))
 	default:
 		return fmt.Errorf("%w: there are files, like %s, but no snapshot that they continue", litestream.ErrTxNotAvailable, file)
 	}
 }
 
-// prefersV3 reports whether what Litestream 0.3 left in the replica is what to
-// restore, by the rule of Litestream 0.5: the newer of the two, where a point in
-// time is asked for that with the newer snapshot before it.
+// prefersV3 reports whether to restore what Litestream 0.3 left in the replica. The
+// rule is that of Litestream 0.5: take the newer of the two; for a point in time, take
+// the one with the newer snapshot before it.
 func prefersV3(ctx context.Context, cfg Config, c *catalog, files []*ltx.FileInfo) (bool, error) {
 	if len(c.generations) == 0 {
 		return false, nil
 	}
-	if cfg.Timestamp.IsZero() {
-		_, updated, err := litestream.NewReplicaWithClient(nil, cfg.Client).TimeBoundsV3(ctx, cfg.Client)
+	if cfg.What.Timestamp.IsZero() {
+		_, updated, err := litestream.NewReplicaWithClient(nil, cfg.Source.Client).TimeBoundsV3(ctx, cfg.Source.Client)
 		return err == nil && updated.After(c.updated()), err
 	}
 	var best time.Time
 	for _, g := range c.generations {
-		snapshots, err := cfg.Client.SnapshotsV3(ctx, g)
+		snapshots, err := cfg.Source.Client.SnapshotsV3(ctx, g)
 		if err != nil {
 			return false, err
 		}
 		for _, s := range snapshots {
-			if !s.CreatedAt.After(cfg.Timestamp) && s.CreatedAt.After(best) {
+			if !s.CreatedAt.After(cfg.What.Timestamp) && s.CreatedAt.After(best) {
 				best = s.CreatedAt
 			}
 		}
 	}
-	if len(files) == 0 { // or none that begins with a snapshot: then what is older is not what was asked for
-		return best.After(c.before(cfg.Timestamp).updated()), nil
+	if len(files) == 0 { // if there are newer files without a snapshot, an older backup is not what is wanted
+		return best.After(c.before(cfg.What.Timestamp).updated()), nil
 	}
 	return best.After(files[0].CreatedAt), nil
 }

@@ -75,18 +75,18 @@ func TestDamage(t *testing.T) {
 			}
 		}
 		cfg := config(t, replica{file.NewReplicaClient(dir), dir})
-		cfg.Request = "id 1"
+		cfg.What.Request = Once("id 1")
 		before := old(t, cfg)
 		_, err := Run(t.Context(), cfg)
 		if err == nil {
 			right++
-			if n := count(t, cfg.DBPath); n != 90 {
+			if n := count(t, cfg.Place.DBPath); n != 90 {
 				t.Fatalf("seed %d, %s %s: %d rows, and no error", seed, name, how, n)
 			}
 			continue
 		}
 		refused++
-		if after := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir); fmt.Sprint(after) != fmt.Sprint(before) {
+		if after := tree(t, filepath.Dir(cfg.Place.DBPath), stateDir(cfg)); fmt.Sprint(after) != fmt.Sprint(before) {
 			t.Fatalf("seed %d, %s %s: the old database is not as it was after %v", seed, name, how, err)
 		}
 	}

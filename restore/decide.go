@@ -2,58 +2,45 @@ package restore
 
 import "fmt"
 
-// Database is what stands at the database's path.
-type Database int
+// databaseState is what stands at the database's path.
+type databaseState int
 
 // The states of a database file.
 const (
-	// Missing: no file, or one of 0 bytes that no WAL belongs to.
-	Missing Database = iota
-	// Present: a file with something in it, or with a WAL beside it.
-	Present
+	// missing: no file, or one of 0 bytes that no WAL belongs to.
+	missing databaseState = iota
+	// present: a file with something in it, or with a WAL beside it.
+	present
 )
 
-// Replica is what the replica's side answered.
-type Replica int
+// replicaState is what the replica's side answered.
+type replicaState int
 
 // The states of a replica.
 const (
-	// NotAsked: the decision does not depend on it, so no request was made.
-	NotAsked Replica = iota
-	// Unreachable: it did not answer, or refused us.
-	Unreachable
-	// Empty: it answered, and has no backup in any format.
-	Empty
-	// HasData: it answered, and a backup can be restored from it.
-	HasData
-	// Incomplete: it answered, and has files, but they add up to no database.
-	Incomplete
+	// notAsked: the decision does not depend on it, so no request was made.
+	notAsked replicaState = iota
+	// unreachable: it did not answer, or refused us.
+	unreachable
+	// empty: it answered, and has no backup in any format.
+	empty
+	// hasData: it answered, and a backup can be restored from it.
+	hasData
+	// incomplete: it answered, and has files, but they add up to no database.
+	incomplete
 )
 
-// Asked is whether somebody asked for a restore over the existing database.
-type Asked int
+// askedFor is whether a restore over the existing database was requested.
+type askedFor int
 
-// What was asked for.
+// The answers.
 const (
-	// No: nobody asked.
-	No Asked = iota
-	// Pending: a restore is to be made.
-	Pending
-	// CarriedOut: the same request was carried out before; this is a restart.
-	CarriedOut
-)
-
-// Lineage is how a database that is there stands to the replica.
-type Lineage int
-
-// The answers of a comparison.
-const (
-	// NotCompared: there was nothing to compare, or no answer.
-	NotCompared Lineage = iota
-	// Continues: the database is where the replica ends, or ahead of it.
-	Continues
-	// Stale: the replica has something that the database lacks.
-	Stale
+	// askedNothing: no restore was requested.
+	askedNothing askedFor = iota
+	// askedPending: a restore is to be made.
+	askedPending
+	// askedBefore: the same request was carried out before; this is a restart.
+	askedBefore
 )
 
 // OnStale is what to do about a stale database.
@@ -67,15 +54,45 @@ const (
 	FailStale
 )
 
-// Facts is all that a decision rests on, gathered once.
-type Facts struct {
-	Database Database
-	Asked    Asked
-	Lineage  Lineage
+// facts is all that a decision rests on, gathered once.
+type facts struct {
+	Database databaseState
+	Asked    askedFor
+	Compared *Comparison // with the replica; nil: not asked, no answer, or nothing to compare with
 	OnStale  OnStale
-	Replica  Replica
-	Err      error  // why the replica is Unreachable or Incomplete
-	HowStale string // a sentence with both positions, of a database that is Stale
+	Replica  replicaState
+	Err      error // why the replica is unreachable or incomplete
+}
+
+// isStale reports whether the database is known to lack something that the replica has.
+func (f facts) isStale() bool { return f.Compared != nil && f.Compared.Stale }
+
+// isContinuation reports whether the database is known to be where the replica ends, or
+// ahead of it.
+func (f facts) isContinuation() bool {
+	return f.Compared != nil && !f.Compared.Stale || f.Database == present && f.Replica == empty
+}
+
+// lineage names what was found by the comparison for logs.
+func (f facts) lineage() string {
+	switch {
+	case f.Compared == nil:
+		return "not compared"
+	case f.Compared.Stale:
+		return "stale"
+	}
+	return "continues"
+}
+
+// reason is why a restore is made, if one is.
+func (f facts) reason() Reason {
+	switch {
+	case f.Asked == askedPending:
+		return reasonPending
+	case f.isStale():
+		return reasonStale
+	}
+	return reasonMissing
 }
 
 // Action is what to do before the app may start.
@@ -93,82 +110,79 @@ const (
 	Fail
 )
 
-// Decision is an Action and why, in words for a person.
-type Decision struct {
+// decision is an Action and why, in words for a person.
+type decision struct {
 	Action Action
 	Why    string
 }
 
-// Decide is the table of what happens before the app starts. It is pure: the
+// decide is the table of what happens before the app starts. It is pure: the
 // same facts always lead to the same decision.
-func Decide(f Facts) Decision {
+func decide(f facts) decision {
 	switch {
-	case f.Database == Present && f.Asked != Pending:
+	case f.Database == present && f.Asked != askedPending:
 		return decidePresent(f)
-	case f.Asked == Pending && f.Replica == HasData:
-		return Decision{Restore, "a restore was asked for and the replica has a backup"}
-	case f.Asked == Pending && f.Replica == Empty:
-		return Decision{Fail, "a restore was asked for, but the replica is empty: there is nothing to restore"}
-	case f.Asked == Pending && f.Replica == Incomplete:
-		return Decision{Fail, fmt.Sprintf("a restore was asked for, but the replica's files are incomplete: %v", f.Err)}
-	case f.Asked == Pending && f.Database == Present:
-		return Decision{Fail, fmt.Sprintf("a restore was asked for, but the replica can't be read: %v", f.Err)}
-	case f.Replica == HasData:
-		return Decision{Restore, "the database is missing and the replica has a backup"}
-	case f.Replica == Empty:
-		return Decision{Fresh, "the database is missing and the replica answered that it is empty: a first start"}
-	case f.Replica == Incomplete:
-		return Decision{Fail, fmt.Sprintf("the database is missing and the replica's files are incomplete: %v", f.Err)}
+	case f.Asked == askedPending && f.Replica == hasData:
+		return decision{Restore, "a restore was requested and the replica has a backup"}
+	case f.Asked == askedPending && f.Replica == empty:
+		return decision{Fail, "a restore was requested, but the replica is empty: there is nothing to restore"}
+	case f.Asked == askedPending && f.Replica == incomplete:
+		return decision{Fail, fmt.Sprintf("a restore was requested, but the replica's files are incomplete: %v", f.Err)}
+	case f.Asked == askedPending && f.Database == present:
+		return decision{Fail, fmt.Sprintf("a restore was requested, but the replica can't be read: %v", f.Err)}
+	case f.Replica == hasData:
+		return decision{Restore, "the database is missing and the replica has a backup"}
+	case f.Replica == empty:
+		return decision{Fresh, "the database is missing and the replica answered that it is empty: a first start"}
+	case f.Replica == incomplete:
+		return decision{Fail, fmt.Sprintf("the database is missing and the replica's files are incomplete: %v", f.Err)}
 	default:
-		return Decision{Fail, fmt.Sprintf("the database is missing and the replica can't be read: %v; "+
+		return decision{Fail, fmt.Sprintf("the database is missing and the replica can't be read: %v; "+
 			"starting the app now would begin an empty database in the place of the backup", f.Err)}
 	}
 }
 
 // decidePresent is the part of the table for a database that is there, and is not
 // to be restored over.
-func decidePresent(f Facts) Decision {
+func decidePresent(f facts) decision {
 	restart := ""
-	if f.Asked == CarriedOut {
-		restart = ", and the restore that is asked for was made before: this is a restart"
+	if f.Asked == askedBefore {
+		restart = ", and the requested restore was already made: this is a restart"
 	}
 	switch {
-	case f.Lineage == Stale && f.OnStale == FailStale:
-		return Decision{Fail, "the database is stale: " + f.HowStale + "; by --on-stale=fail nothing is restored and nothing uploaded"}
-	case f.Lineage == Stale && f.Replica == HasData:
-		return Decision{Restore, "the database is stale: " + f.HowStale}
-	case f.Lineage == Stale:
-		return Decision{Fail, fmt.Sprintf("the database is stale: %s; but the replica can't be restored: %v", f.HowStale, f.Err)}
-	case f.Lineage == Continues:
-		return Decision{Start, "the database is there, and continues the replica" + restart}
-	case f.Replica == Empty:
-		return Decision{Start, "the database is there, and the replica is empty" + restart}
-	case f.Replica == Unreachable:
-		return Decision{Start, "the database is there; the replica can't be read, and is compared before anything is uploaded" + restart}
+	case f.isStale() && f.OnStale == FailStale:
+		return decision{Fail, "the database is stale: " + f.Compared.How + "; because of --on-stale=fail, nothing is restored and nothing is uploaded"}
+	case f.isStale() && f.Replica == hasData:
+		return decision{Restore, "the database is stale: " + f.Compared.How}
+	case f.isStale():
+		return decision{Fail, fmt.Sprintf("the database is stale: %s; but the replica can't be restored: %v", f.Compared.How, f.Err)}
+	case f.Compared != nil:
+		return decision{Start, "the database is there, and continues the replica" + restart}
+	case f.Replica == empty:
+		return decision{Start, "the database is there, and the replica is empty" + restart}
+	case f.Replica == unreachable:
+		return decision{Start, "the database is there; the replica can't be read, so the two are compared before anything is uploaded" + restart}
 	}
-	return Decision{Start, "the database is there" + restart}
+	return decision{Start, "the database is there" + restart}
 }
 
 // needsReplica reports whether the decision depends on the replica.
-func needsReplica(db Database, asked Asked) bool { return db == Missing || asked == Pending }
+func needsReplica(db databaseState, asked askedFor) bool {
+	return db == missing || asked == askedPending
+}
 
 // String names the state for logs.
-func (d Database) String() string {
+func (d databaseState) String() string {
 	return [...]string{"missing", "present"}[d]
 }
 
 // String names the state for logs.
-func (l Lineage) String() string {
-	return [...]string{"not compared", "continues", "stale"}[l]
-}
-
-// String names the state for logs.
-func (r Replica) String() string {
+func (r replicaState) String() string {
 	return [...]string{"not asked", "unreachable", "empty", "has data", "incomplete"}[r]
 }
 
-// String names what was asked for in logs.
-func (a Asked) String() string {
+// String names the request for logs.
+func (a askedFor) String() string {
 	return [...]string{"no", "pending", "carried out before"}[a]
 }
 

@@ -8,134 +8,143 @@ import (
 	"time"
 
 	"github.com/benbjohnson/litestream"
+
+	"github.com/slashacom/slasha-init/internal/wait"
 )
 
-// gather finds out what Decide needs to know, and no more: where the database
-// is present, the app's start must not wait for the network.
-func gather(ctx context.Context, cfg Config) (Facts, plan, error) {
-	db, err := database(cfg.DBPath)
-	if err != nil {
-		return Facts{}, plan{}, &Failure{Sentence: err.Error(), Err: err}
+// found is what gather has found out.
+type found struct {
+	facts
+	what What // what is to be restored, if a restore is made
+	plan plan // leads to it, where the replica has data
+}
+
+// gather finds out what decide needs to know, and no more: where the database is
+// present, the app's start must not wait for the network.
+func gather(ctx context.Context, cfg Config) (found, error) {
+	f := found{facts: facts{OnStale: cfg.OnStale}, what: cfg.What}
+	var err error
+	if f.Database, err = databaseAt(cfg.Place.DBPath); err != nil {
+		return f, &Failure{Sentence: err.Error(), Err: err}
 	}
-	f := Facts{Database: db}
-	if f.Asked, err = asked(cfg); err != nil {
-		return Facts{}, plan{}, &Failure{Sentence: err.Error(), Err: err}
+	if f.Asked, err = asked(cfg.Place, cfg.What.Request); err != nil {
+		return f, &Failure{Sentence: err.Error(), Err: err}
 	}
-	if !needsReplica(db, f.Asked) && !isStale(ctx, cfg, &f) {
-		return f, plan{}, ctx.Err()
+	if !needsReplica(f.Database, f.Asked) {
+		c, err := compare(ctx, cfg)
+		switch {
+		case err != nil:
+			f.Replica, f.Err = unreachable, err
+		case c.Empty:
+			f.Replica = empty
+		default:
+			f.Compared = &c
+		}
+		if !f.isStale() || f.OnStale == FailStale {
+			return f, context.Cause(ctx)
+		}
+		f.what = What{} // the newest state, whatever was requested before
 	}
-	if f.Lineage == Stale {
-		cfg.Timestamp = time.Time{} // which is for a restore that is asked for
+	return f, f.ask(ctx, cfg)
+}
+
+// comparing is how long a database that is there waits for the replica: the app's
+// start must not depend on it. If the two could not be compared by then, they are
+// compared before the first upload.
+const comparing = 3 * time.Second
+
+// compare compares a database that is there with the replica. It asks only once.
+func compare(ctx context.Context, cfg Config) (Comparison, error) {
+	if cfg.Line.Compare == nil {
+		return Comparison{}, nil
 	}
-	var p plan
-	deadline := time.Now().Add(cfg.Patience)
+	ctx, cancel := context.WithTimeout(ctx, comparing)
+	defer cancel()
+	return cfg.Line.Compare(ctx)
+}
+
+// ask asks the replica what it has, again and again for as long as cfg has patience. The
+// error is the cause of the end of ctx.
+func (f *found) ask(ctx context.Context, cfg Config) error {
+	cfg.What = f.what
+	deadline := time.Now().Add(cfg.Source.Patience)
 	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 4*time.Second) {
-		f.Replica, p, f.Err = look(ctx, cfg)
+		f.Replica, f.plan, f.Err = look(ctx, cfg)
 		if ctx.Err() != nil {
-			return f, p, ctx.Err()
+			return context.Cause(ctx)
 		}
-		if f.Replica != Unreachable {
-			return f, p, nil
+		if f.Replica != unreachable {
+			return nil
 		}
-		sentence, temporary := cfg.Explain(f.Err)
+		sentence, temporary := cfg.Source.Explain(f.Err)
 		f.Err = &Failure{Sentence: sentence, Err: f.Err}
 		if !temporary || time.Now().Add(pause).After(deadline) {
-			return f, p, nil
+			return nil
 		}
 		if cfg.OnWaiting != nil {
 			cfg.OnWaiting(sentence)
 		}
 		cfg.Logger.Warn("the replica does not answer, asking again", "error", sentence, "giving_up_in", time.Until(deadline).Round(time.Second))
-		select {
-		case <-ctx.Done():
-			return f, p, ctx.Err()
-		case <-time.After(pause):
+		if !wait.For(ctx, pause) {
+			return context.Cause(ctx)
 		}
 	}
 }
 
-// comparing is for how long a database that is there waits for the replica: the
-// app's start must not depend on it. What is not known by then is found out before
-// the first upload.
-const comparing = 3 * time.Second
-
-// isStale compares a database that is there with the replica, fills in the facts,
-// and reports whether the replica's newest state is to be restored.
-func isStale(ctx context.Context, cfg Config, f *Facts) bool {
-	f.OnStale = cfg.OnStale
-	if cfg.Compare == nil {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, comparing)
-	defer cancel()
-	c, err := cfg.Compare(ctx)
-	switch {
-	case err != nil:
-		f.Replica, f.Err = Unreachable, err
-	case c.Empty:
-		f.Replica = Empty
-	case c.Stale:
-		f.Lineage, f.HowStale = Stale, c.How
-	default:
-		f.Lineage = Continues
-	}
-	return f.Lineage == Stale && f.OnStale == RestoreStale
-}
-
 // asked compares the request with what was carried out before.
-func asked(cfg Config) (Asked, error) {
-	if cfg.Force {
-		return Pending, nil
+func asked(p Place, r Request) (askedFor, error) {
+	switch {
+	case r.now:
+		return askedPending, nil
+	case r.id == "":
+		return askedNothing, nil
 	}
-	if cfg.Request == "" {
-		return No, nil
-	}
-	l, err := readLedger(cfg)
+	l, err := readLedger(p)
 	switch {
 	case err != nil:
-		return No, err
-	case l.has(cfg.Request):
-		return CarriedOut, nil
+		return askedNothing, err
+	case l.has(r.id):
+		return askedBefore, nil
 	}
-	return Pending, nil
+	return askedPending, nil
 }
 
-// database tells what is at the path.
-func database(path string) (Database, error) {
+// databaseAt looks at what is at the path.
+func databaseAt(path string) (databaseState, error) {
 	fi, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return Missing, nil
+		return missing, nil
 	case err != nil:
-		return Missing, fmt.Errorf("cannot look at the database: %w", err)
+		return missing, fmt.Errorf("cannot look at the database: %w", err)
 	case fi.IsDir():
-		return Missing, fmt.Errorf("%s is a folder, not a database", path)
+		return missing, fmt.Errorf("%s is a folder, not a database", path)
 	case fi.Size() > 0:
-		return Present, nil
+		return present, nil
 	}
 	if wal, err := os.Stat(path + "-wal"); err == nil && wal.Size() > 0 {
-		return Present, nil
+		return present, nil
 	}
-	return Missing, nil
+	return missing, nil
 }
 
 // look asks the replica what it has.
-func look(ctx context.Context, cfg Config) (Replica, plan, error) {
-	switch empty, err := cfg.Client.Empty(ctx); {
+func look(ctx context.Context, cfg Config) (replicaState, plan, error) {
+	switch none, err := cfg.Source.Client.Empty(ctx); {
 	case err != nil:
-		return Unreachable, plan{}, err
-	case empty:
-		return Empty, plan{}, nil
+		return unreachable, plan{}, err
+	case none:
+		return empty, plan{}, nil
 	}
-	p, err := locate(ctx, cfg, 0)
+	p, err := cfg.locate(ctx)
 	cfg.step("listed")
 	switch {
 	case err == nil:
-		return HasData, p, nil
+		return hasData, p, nil
 	case errors.Is(err, errNothing):
-		return Empty, plan{}, nil // what is there is no backup
+		return empty, plan{}, nil // there are files, but not a backup
 	case errors.Is(err, litestream.ErrTxNotAvailable):
-		return Incomplete, plan{}, err
+		return incomplete, plan{}, err
 	}
-	return Unreachable, plan{}, err
+	return unreachable, plan{}, err
 }

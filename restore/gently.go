@@ -3,12 +3,13 @@ package restore
 import (
 	"context"
 	"time"
+
+	"github.com/slashacom/slasha-init/internal/wait"
 )
 
-// A restore that nobody waits for, a drill, leaves most of a processor, and most of
-// the line and the disk, to those whom somebody waits for: after each bit of work it
-// rests for three times as long. The kernel's priorities are of threads, and Go's
-// are not ours to choose.
+// Nobody waits for a drill. It leaves most of a processor, of the line and of the disk
+// to what somebody waits for: after each bit of work it rests for three times as long.
+// The kernel's priorities belong to threads, and we can't choose those in Go.
 const (
 	restsFor    = 3
 	longestRest = time.Second
@@ -20,20 +21,21 @@ type pace struct {
 	since time.Time // when the work began that has not been rested from
 
 	now   func() time.Time
-	sleep func(context.Context, time.Duration)
+	sleep func(context.Context, time.Duration) bool
 }
 
-func (cfg Config) pace() *pace {
+// pace returns the pace of one goroutine that works for the restore.
+func (b *builder) pace() *pace {
 	switch {
-	case !cfg.Gently:
+	case !b.gently:
 		return nil
-	case cfg.newPace != nil:
-		return cfg.newPace()
+	case b.cfg.newPace != nil:
+		return b.cfg.newPace()
 	}
-	return &pace{now: time.Now, sleep: sleep}
+	return &pace{now: time.Now, sleep: wait.For}
 }
 
-// rest rests from what was done since the last time, if that is worth it.
+// rest rests from the work since the last rest, if that is worth it.
 func (p *pace) rest(ctx context.Context) {
 	if p == nil {
 		return
@@ -45,14 +47,5 @@ func (p *pace) rest(ctx context.Context) {
 	case worked >= workBetween:
 		p.sleep(ctx, min(restsFor*worked, longestRest))
 		p.since = p.now()
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }

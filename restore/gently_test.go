@@ -2,18 +2,18 @@ package restore
 
 import (
 	"context"
-	"path/filepath"
 	"testing"
 	"time"
 )
 
-// Of the time that a drill takes, it works for a quarter.
+// A drill works for a quarter of the time that it takes.
 func TestPace(t *testing.T) {
 	var now time.Time
 	var worked, rested time.Duration
-	p := &pace{now: func() time.Time { return now }, sleep: func(_ context.Context, d time.Duration) {
+	p := &pace{now: func() time.Time { return now }, sleep: func(_ context.Context, d time.Duration) bool {
 		rested += d
 		now = now.Add(d)
+		return true
 	}}
 	now = now.Add(time.Hour) // what was before it began does not count
 	for range 1000 {
@@ -38,18 +38,20 @@ func TestAGentleCheck(t *testing.T) {
 	var fetched bool
 	var rests int
 	cfg.onStep = func(step string) { fetched = fetched || step == "fetched" }
-	cfg.Gently, cfg.newPace = true, func() *pace {
+	cfg.newPace = func() *pace {
 		var now time.Time
 		return &pace{
 			now: func() time.Time { now = now.Add(workBetween); return now },
-			sleep: func(context.Context, time.Duration) {
+			sleep: func(context.Context, time.Duration) bool {
 				if fetched {
 					rests++
 				}
+				return true
 			},
 		}
 	}
-	if _, err := Fetch(t.Context(), cfg, filepath.Join(t.TempDir(), "drill.db"), 0); err != nil {
+	drill := job{scratch: t.TempDir(), gently: true, find: cfg.locate, last: func(string, Progress) error { return nil }}
+	if _, err := drill.do(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	if rests == 0 {

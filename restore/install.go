@@ -15,21 +15,9 @@ import (
 // Litestream would go on counting from a leftover folder of its own.
 var companions = []string{"-wal", "-shm", "-journal"}
 
-// litestreamDir is where Litestream keeps what it captured. See litestream.NewDB.
-func litestreamDir(dbPath string) string {
-	dir, name := filepath.Split(dbPath)
-	return filepath.Join(dir, "."+name+"-litestream")
-}
-
-// ScratchDir is where a restored database is put together. What is there when Run
-// begins is removed.
-func ScratchDir(stateDir string) string { return filepath.Join(stateDir, "restore") }
-
-func scratchDir(cfg Config) string { return ScratchDir(cfg.StateDir) }
-
-// Leftover returns a file that would be taken for part of a database at path, or
+// leftover returns a file that would be taken for part of a database at path, or
 // "" when there is none.
-func Leftover(path string) string {
+func leftover(path string) string {
 	for _, suffix := range companions {
 		if _, err := os.Lstat(path + suffix); err == nil {
 			return path + suffix
@@ -38,18 +26,19 @@ func Leftover(path string) string {
 	return ""
 }
 
-// Install moves a verified file to the database's path, where no database is.
+// install moves a verified file to the database's path, where no database is.
 //
 // The system calls, in order: fchown, fchmod and fsync of the new file, rename
 // of each leftover into our folder, fsync of the folder, rename of the new file,
 // fsync of the folder. A crash before the last rename leaves no database, and
 // the next start restores again; one after it leaves the whole new one.
-func Install(cfg Config, file string) error {
-	dir := filepath.Dir(cfg.DBPath)
-	if err := MakeFolder(dir); err != nil {
+func install(cfg Config, file string) error {
+	dbPath := cfg.Place.DBPath
+	dir := filepath.Dir(dbPath)
+	if err := cfg.Place.MakeFolder(dir); err != nil {
 		return err
 	}
-	like := cfg.DBPath // an empty file counts as no database, and somebody made it
+	like := dbPath // an empty file counts as no database, but its owner and mode were chosen
 	if _, err := os.Stat(like); err != nil {
 		like = dir
 	}
@@ -59,34 +48,11 @@ func Install(cfg Config, file string) error {
 	if err := setAsideLeftovers(cfg); err != nil {
 		return err
 	}
-	if err := os.Rename(file, cfg.DBPath); err != nil {
+	if err := os.Rename(file, dbPath); err != nil {
 		return fmt.Errorf("cannot move the restored database into place: %w", err)
 	}
 	if err := durable.SyncDir(dir); err != nil {
 		return fmt.Errorf("cannot sync the database's folder: %w", err)
-	}
-	return nil
-}
-
-// MakeFolder makes the database's folder where it is not there yet, and what is
-// above it, with the owner of what is there.
-func MakeFolder(dir string) error {
-	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	parent := filepath.Dir(dir)
-	if err := MakeFolder(parent); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("cannot make the database's folder: %w", err)
-	}
-	fi, err := os.Stat(parent)
-	if err != nil {
-		return err
-	}
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok && os.Getuid() == 0 {
-		_ = os.Chown(dir, int(st.Uid), int(st.Gid)) // as good as it gets in a user namespace
 	}
 	return nil
 }
@@ -111,7 +77,7 @@ func own(file, like string) error {
 		}
 	}
 	mode := fi.Mode().Perm() & 0o666
-	if fi.Mode()&os.ModeSticky != 0 { // everybody may make files there, and nobody change another's
+	if fi.Mode()&os.ModeSticky != 0 { // everybody may make files there, but may not change those of others
 		mode &^= 0o022
 	}
 	if err := f.Chmod(mode); err != nil {
@@ -126,9 +92,9 @@ func own(file, like string) error {
 // setAsideLeftovers moves what an earlier database left behind into our folder.
 // Nothing is deleted: a WAL may hold the only copy of somebody's last commits.
 func setAsideLeftovers(cfg Config) error {
-	aside := newAside(cfg)
+	aside := newAside(cfg.Place)
 	moved := 0
-	for _, path := range belongings(cfg.DBPath) {
+	for _, path := range belongings(cfg.Place.DBPath) {
 		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 			continue
 		} else if err != nil {
@@ -149,5 +115,5 @@ func setAsideLeftovers(cfg Config) error {
 	if err := durable.SyncDir(aside); err != nil {
 		return err
 	}
-	return durable.SyncDir(filepath.Dir(cfg.DBPath))
+	return durable.SyncDir(filepath.Dir(cfg.Place.DBPath))
 }

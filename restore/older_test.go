@@ -2,11 +2,12 @@ package restore
 
 import (
 	"bytes"
-	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/benbjohnson/litestream"
 	"github.com/benbjohnson/litestream/file"
 	"github.com/pierrec/lz4/v4"
+	"github.com/superfly/ltx"
 )
 
 // generation is where olderReplica keeps its only one.
@@ -88,7 +90,7 @@ func olderReplica(t *testing.T) (r replica, dir string) {
 func TestOlderReplicaThatIsNotWhole(t *testing.T) {
 	for name, c := range map[string]struct {
 		harm func(snapshot string, segments []string) error
-		at   time.Duration // of the point in time that is asked for, from now; 0: the newest
+		at   time.Duration // of the point in time that is wanted, from now; 0: the newest
 		says string        // "": all is restored
 	}{
 		"sound":                         {},
@@ -117,18 +119,18 @@ func TestOlderReplicaThatIsNotWhole(t *testing.T) {
 			}
 			for _, present := range []bool{false, true} {
 				cfg := config(t, r)
-				cfg.Seal = func(context.Context) error { return nil }
+				cfg.Line = lineOf(&[]string{}, cfg)
 				if c.at != 0 {
-					cfg.Timestamp = time.Now().Add(c.at)
+					cfg.What.Timestamp = time.Now().Add(c.at)
 				}
-				before := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir)
+				before := tree(t, filepath.Dir(cfg.Place.DBPath), stateDir(cfg))
 				if present {
-					cfg.Request = "id 1"
+					cfg.What.Request = Once("id 1")
 					before = old(t, cfg)
 				}
 				out, err := Run(t.Context(), cfg)
 				if c.says == "" {
-					if err != nil || !out.Restored || count(t, cfg.DBPath) != 3 {
+					if err != nil || !out.Restored || count(t, cfg.Place.DBPath) != 3 {
 						t.Errorf("present %v: %+v, %v", present, out.Action, err)
 					}
 					continue
@@ -136,11 +138,109 @@ func TestOlderReplicaThatIsNotWhole(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), c.says) {
 					t.Errorf("present %v: %v, %v", present, out.Action, err)
 				}
-				if after := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir); fmt.Sprint(after) != fmt.Sprint(before) {
+				if after := tree(t, filepath.Dir(cfg.Place.DBPath), stateDir(cfg)); fmt.Sprint(after) != fmt.Sprint(before) {
 					t.Errorf("present %v: the folder is not as it was: %v", present, after)
 				}
 			}
 		})
+	}
+}
+
+// both returns a replica that 0.5 wrote an hour ago, up to the transaction newest, and
+// 0.3 since.
+func both(t *testing.T) (r replica, newest ltx.TXID) {
+	t.Helper()
+	older, _ := olderReplica(t)
+	r = filled(t, 30)
+	before := time.Now().Add(-time.Hour)
+	files := r.files(t, 0)
+	for _, name := range files {
+		if err := os.Chtimes(name, before, before); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Rename(filepath.Join(older.dir, "generations"), filepath.Join(r.dir, "generations")); err != nil {
+		t.Fatal(err)
+	}
+	return r, ltx.TXID(len(files))
+}
+
+// What 0.3 wrote does not continue what 0.5 wrote before it, also where it is the newest
+// backup: a new line begins after the transactions of 0.5. Both kinds of restore agree.
+func TestOlderFormatBesideTodays(t *testing.T) {
+	for name, c := range map[string]struct {
+		restore func(t *testing.T, cfg Config) error
+		want    []string
+	}{
+		"a container's": {func(t *testing.T, cfg Config) error {
+			_, err := Run(t.Context(), cfg)
+			return err
+		}, []string{"seal", "begin", "adopt"}},
+		"a person's": {func(t *testing.T, cfg Config) error {
+			_, err := ToFile(t.Context(), cfg, cfg.Place.DBPath)
+			return err
+		}, []string{"begin", "adopt"}},
+	} {
+		for _, what := range []What{{}, {Timestamp: time.Now().Add(time.Hour)}} {
+			t.Run(fmt.Sprint(name, ", in time: ", !what.Timestamp.IsZero()), func(t *testing.T) {
+				r, newest := both(t)
+				cfg, _ := personsConfig(t, r)
+				cfg.What = what
+				var calls []string
+				cfg.Line = lineOf(&calls, cfg)
+				var after ltx.TXID
+				adopt := cfg.Line.Adopt
+				cfg.Line.Adopt = func(file string, txid ltx.TXID) error { after = txid; return adopt(file, txid) }
+				if err := c.restore(t, cfg); err != nil || count(t, cfg.Place.DBPath) != 3 {
+					t.Fatal(err)
+				}
+				if !slices.Equal(calls, c.want) || after != newest {
+					t.Errorf("%v after %s, want %v after %s", calls, after, c.want, newest)
+				}
+			})
+		}
+	}
+	// Where 0.3 wrote all there is, no line of ours is there to end.
+	r, _ := olderReplica(t)
+	cfg := config(t, r)
+	var calls []string
+	cfg.Line = lineOf(&calls, cfg)
+	if _, err := Run(t.Context(), cfg); err != nil || !slices.Equal(calls, []string{"adopt"}) {
+		t.Errorf("without files of 0.5: %v, %v", calls, err)
+	}
+}
+
+// This is why a new line begins there, which a snapshot has to follow: without it, a
+// point in time after that would be restored from 0.3.
+func TestPointInTimeAfterTheOlderFormat(t *testing.T) {
+	r, newest := both(t)
+	put := func(level int, from ltx.TXID) {
+		t.Helper()
+		name := r.LTXFilePath(level, from, newest+1)
+		b, err := os.ReadFile(r.files(t, 0)[0]) // only the list counts here
+		if err != nil {
+			t.Fatal(err)
+		}
+		later := time.Now().Add(time.Minute)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, b, 0o600), os.Chtimes(name, later, later)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := config(t, r)
+	cfg.What.Timestamp = time.Now().Add(time.Hour)
+	located := func() ltx.TXID {
+		t.Helper()
+		p, err := cfg.locate(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.txid // 0 of the older format
+	}
+	if put(0, newest+1); located() != 0 {
+		t.Error("an upload is found without a snapshot: then none is needed")
+	}
+	if put(litestream.SnapshotLevel, 1); located() != newest+1 {
+		t.Error("an upload with a snapshot is not found")
 	}
 }
 
@@ -150,14 +250,14 @@ func TestPointInTimeBehindAGap(t *testing.T) {
 	ask := func(t *testing.T, r replica) error {
 		t.Helper()
 		cfg := config(t, r)
-		cfg.Seal = func(context.Context) error { return nil }
-		cfg.Timestamp = time.Now().Add(time.Hour)
+		cfg.Line = lineOf(&[]string{}, cfg)
+		cfg.What.Timestamp = time.Now().Add(time.Hour)
 		if _, err := Foresee(t.Context(), cfg); err == nil {
 			t.Error("it was not foreseen")
 		}
 		out, err := Run(t.Context(), cfg)
 		if err == nil {
-			t.Errorf("%v, with %d rows", out.Action, count(t, cfg.DBPath))
+			t.Errorf("%v, with %d rows", out.Action, count(t, cfg.Place.DBPath))
 		}
 		return err
 	}
@@ -165,10 +265,10 @@ func TestPointInTimeBehindAGap(t *testing.T) {
 	if err := os.Remove(r.files(t, 0)[3]); err != nil {
 		t.Fatal(err)
 	}
-	if err := ask(t, r); err == nil || !strings.Contains(err.Error(), "has no file with transaction 0000000000000004") || !strings.Contains(err.Error(), "ask for it") {
+	if err := ask(t, r); err == nil || !strings.Contains(err.Error(), "has no file with transaction 0000000000000004") || !strings.Contains(err.Error(), "use that time as the timestamp") {
 		t.Error(err)
 	}
-	// One that was merged is not missing: its time is only told less exactly.
+	// One that was merged is not missing: its time is only known less exactly.
 	r = compacted(t, 90)
 	whole := r.files(t, 1)[0]
 	if err := os.Chtimes(whole, time.Now().Add(2*time.Hour), time.Now().Add(2*time.Hour)); err != nil {
@@ -178,12 +278,12 @@ func TestPointInTimeBehindAGap(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := config(t, r)
-	cfg.Seal = func(context.Context) error { return nil }
-	cfg.Timestamp = time.Now().Add(time.Hour)
-	if _, err := Run(t.Context(), cfg); err != nil || count(t, cfg.DBPath) != 41 {
+	cfg.Line = lineOf(&[]string{}, cfg)
+	cfg.What.Timestamp = time.Now().Add(time.Hour)
+	if _, err := Run(t.Context(), cfg); err != nil || count(t, cfg.Place.DBPath) != 41 {
 		t.Errorf("behind one that was merged: %v", err)
 	}
-	// After an upgrade, when what today's format begins with is gone.
+	// After an upgrade, when the snapshot that today's format begins with is gone.
 	before, _ := olderReplica(t)
 	r = filled(t, 90)
 	if err := os.Remove(r.files(t, 0)[0]); err != nil {

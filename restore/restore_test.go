@@ -15,28 +15,32 @@ import (
 
 	"github.com/benbjohnson/litestream"
 	"github.com/benbjohnson/litestream/file"
+
+	"github.com/slashacom/slasha-init/internal/durable"
+	"github.com/slashacom/slasha-init/internal/wal"
 )
 
 // Every combination of facts has one right outcome.
 func TestDecide(t *testing.T) {
 	away := errors.New("away")
-	replicas := []Replica{NotAsked, Unreachable, Empty, HasData, Incomplete}
+	replicas := []replicaState{notAsked, unreachable, empty, hasData, incomplete}
 	for _, c := range []struct {
-		db    Database
-		asked Asked
+		db    databaseState
+		asked askedFor
 		want  [5]Action // for each of replicas
 	}{
 		// Missing and not known to be empty: never start empty.
-		{Missing, No, [5]Action{Fail, Fail, Fresh, Restore, Fail}},
-		{Missing, CarriedOut, [5]Action{Fail, Fail, Fresh, Restore, Fail}},
-		// Asked for, and nothing is there: that is told, not passed over.
-		{Missing, Pending, [5]Action{Fail, Fail, Fail, Restore, Fail}},
-		{Present, Pending, [5]Action{Fail, Fail, Fail, Restore, Fail}},
-		{Present, No, [5]Action{Start, Start, Start, Start, Start}},
-		{Present, CarriedOut, [5]Action{Start, Start, Start, Start, Start}},
+		{missing, askedNothing, [5]Action{Fail, Fail, Fresh, Restore, Fail}},
+		{missing, askedBefore, [5]Action{Fail, Fail, Fresh, Restore, Fail}},
+		// A restore was requested, and there is nothing to restore: that fails, instead of
+		// being skipped.
+		{missing, askedPending, [5]Action{Fail, Fail, Fail, Restore, Fail}},
+		{present, askedPending, [5]Action{Fail, Fail, Fail, Restore, Fail}},
+		{present, askedNothing, [5]Action{Start, Start, Start, Start, Start}},
+		{present, askedBefore, [5]Action{Start, Start, Start, Start, Start}},
 	} {
 		for i, replica := range replicas {
-			got := Decide(Facts{Database: c.db, Asked: c.asked, Replica: replica, Err: away})
+			got := decide(facts{Database: c.db, Asked: c.asked, Replica: replica, Err: away})
 			if got.Action != c.want[i] || got.Why == "" {
 				t.Errorf("%s, asked %s, replica %s: %s (%s), want %s", c.db, c.asked, replica, got.Action, got.Why, c.want[i])
 			}
@@ -44,25 +48,94 @@ func TestDecide(t *testing.T) {
 	}
 	// A lineage is known only of a database that is there and not to be restored
 	// over.
-	for _, asked := range []Asked{No, CarriedOut} {
+	var notCompared *Comparison
+	continues := &Comparison{How: "5 here, 5 there"}
+	stale := &Comparison{Stale: true, How: "5 here, 7 there"}
+	for _, asked := range []askedFor{askedNothing, askedBefore} {
 		for _, c := range []struct {
-			lineage Lineage
-			onStale OnStale
-			want    [5]Action
+			compared *Comparison
+			onStale  OnStale
+			want     [5]Action
 		}{
-			{Continues, RestoreStale, [5]Action{Start, Start, Start, Start, Start}},
-			{Continues, FailStale, [5]Action{Start, Start, Start, Start, Start}},
-			{NotCompared, FailStale, [5]Action{Start, Start, Start, Start, Start}},
-			{Stale, FailStale, [5]Action{Fail, Fail, Fail, Fail, Fail}},
+			{continues, RestoreStale, [5]Action{Start, Start, Start, Start, Start}},
+			{continues, FailStale, [5]Action{Start, Start, Start, Start, Start}},
+			{notCompared, FailStale, [5]Action{Start, Start, Start, Start, Start}},
+			{stale, FailStale, [5]Action{Fail, Fail, Fail, Fail, Fail}},
 			// Known to be stale, it must not be written to any more.
-			{Stale, RestoreStale, [5]Action{Fail, Fail, Fail, Restore, Fail}},
+			{stale, RestoreStale, [5]Action{Fail, Fail, Fail, Restore, Fail}},
 		} {
 			for i, replica := range replicas {
-				got := Decide(Facts{Database: Present, Asked: asked, Lineage: c.lineage, OnStale: c.onStale, Replica: replica, Err: away, HowStale: "5 here, 7 there"})
-				if got.Action != c.want[i] || c.lineage == Stale && !strings.Contains(got.Why, "5 here, 7 there") {
-					t.Errorf("asked %s, %s, replica %s, on stale %d: %s (%s), want %s", asked, c.lineage, replica, c.onStale, got.Action, got.Why, c.want[i])
+				f := facts{Database: present, Asked: asked, Compared: c.compared, OnStale: c.onStale, Replica: replica, Err: away}
+				got := decide(f)
+				if got.Action != c.want[i] || c.compared == stale && !strings.Contains(got.Why, "5 here, 7 there") {
+					t.Errorf("asked %s, %s, replica %s, on stale %d: %s (%s), want %s", asked, f.lineage(), replica, c.onStale, got.Action, got.Why, c.want[i])
 				}
 			}
+		}
+	}
+}
+
+// A database that is there is compared with the replica. One that is stale gives way to
+// the newest state, whatever was requested before. The outcome says what is known then.
+func TestComparison(t *testing.T) {
+	whole := filled(t, 30)
+	away := errors.New("away")
+	for name, c := range map[string]struct {
+		comparison Comparison
+		err        error
+		onStale    OnStale
+		want       Outcome // without its Progress and Aside
+		reason     Reason
+		says       string // the error, "" for none
+	}{
+		"it continues":    {comparison: Comparison{}, want: Outcome{Action: Start, Continues: true}, reason: reasonMissing},
+		"an empty one":    {comparison: Comparison{Empty: true}, want: Outcome{Action: Start, Continues: true}, reason: reasonMissing},
+		"no answer":       {err: away, want: Outcome{Action: Start}, reason: reasonMissing},
+		"stale":           {comparison: Comparison{Stale: true}, want: Outcome{Action: Restore, Restored: true, Continues: true, Answered: true}, reason: reasonStale},
+		"stale, to fail":  {comparison: Comparison{Stale: true, How: "5 here"}, onStale: FailStale, want: Outcome{Action: Fail}, reason: reasonStale, says: "stale: 5 here"},
+		"no time to wait": {err: context.DeadlineExceeded, want: Outcome{Action: Start}, reason: reasonMissing},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config(t, whole)
+			old(t, cfg)
+			// A request that was carried out before.
+			l := ledger{}
+			l.add(carriedOut{Request: "id 1"})
+			if err := l.write(cfg.Place); err != nil {
+				t.Fatal(err)
+			}
+			cfg.What = What{Request: Once("id 1"), Timestamp: time.Now().Add(-time.Hour)} // there was no backup yet
+			cfg.OnStale = c.onStale
+			cfg.Line.Compare = func(context.Context) (Comparison, error) { return c.comparison, c.err }
+			out, err := Run(t.Context(), cfg)
+			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Fatal(err)
+			}
+			if out.Progress.Reason != c.reason || (out.Aside != "") != out.Restored {
+				t.Errorf("%+v", out)
+			}
+			if out.Restored && count(t, cfg.Place.DBPath) != 30 {
+				t.Error("not the newest state")
+			}
+			if out.Progress, out.Aside = (Progress{}), ""; out != c.want {
+				t.Errorf("%+v, want %+v", out, c.want)
+			}
+		})
+	}
+}
+
+// Only what was restored, or an empty replica, shows that the replica answered.
+func TestAnswered(t *testing.T) {
+	nothing := replica{file.NewReplicaClient(t.TempDir()), t.TempDir()}
+	late := &lateReplica{replica: nothing, fails: 1}
+	for _, c := range []struct {
+		client Client
+		action Action
+		want   bool
+	}{{late, Fail, false}, {late, Fresh, true}, {filled(t, 5), Restore, true}} {
+		out, err := Run(t.Context(), config(t, c.client))
+		if out.Action != c.action || out.Answered != c.want || out.Continues != c.want || (err == nil) != c.want {
+			t.Errorf("%+v, %v, want %s", out, err, c.action)
 		}
 	}
 }
@@ -125,15 +198,27 @@ func filled(t *testing.T, rows int) replica {
 
 func config(t *testing.T, client Client) Config {
 	t.Helper()
-	dir := t.TempDir()
 	return Config{
-		DBPath:   filepath.Join(dir, "app.db"),
-		StateDir: filepath.Join(dir, ".app.db.slasha"),
-		Client:   client,
-		Explain:  func(err error) (string, bool) { return err.Error(), false },
-		Logger:   slog.New(slog.DiscardHandler),
+		Place:  place(t.TempDir()),
+		Source: Source{Client: client, Explain: func(err error) (string, bool) { return err.Error(), false }},
+		Logger: slog.New(slog.DiscardHandler),
 	}
 }
+
+// place is app.db in a folder, and our folder beside it as main would have it.
+func place(dir string) Place {
+	ours := filepath.Join(dir, ".app.db.slasha")
+	return Place{
+		DBPath:     filepath.Join(dir, "app.db"),
+		Scratch:    filepath.Join(ours, "restore"),
+		Aside:      filepath.Join(ours, "aside"),
+		Ledger:     durable.NoteAt(filepath.Join(ours, "restored.json")).Making(func() error { return os.MkdirAll(ours, 0o700) }),
+		MakeFolder: func(dir string) error { return os.MkdirAll(dir, 0o755) },
+	}
+}
+
+// stateDir is our folder.
+func stateDir(cfg Config) string { return cfg.Place.Ledger.Dir() }
 
 func count(t *testing.T, path string) (n int) {
 	t.Helper()
@@ -152,24 +237,24 @@ func TestRestoreOfAMissingDatabase(t *testing.T) {
 	cfg := config(t, filled(t, 100))
 	var last Progress
 	cfg.OnProgress = func(p Progress) { last = p }
-	if err := os.Chmod(filepath.Dir(cfg.DBPath), 0o750); err != nil {
+	if err := os.Chmod(filepath.Dir(cfg.Place.DBPath), 0o750); err != nil {
 		t.Fatal(err)
 	}
 	out, err := Run(t.Context(), cfg)
 	if err != nil || out.Action != Restore {
 		t.Fatalf("%+v, %v", out, err)
 	}
-	if n := count(t, cfg.DBPath); n != 100 {
+	if n := count(t, cfg.Place.DBPath); n != 100 {
 		t.Errorf("%d rows", n)
 	}
-	fi, err := os.Stat(cfg.DBPath)
+	fi, err := os.Stat(cfg.Place.DBPath)
 	if err != nil || fi.Mode().Perm() != 0o640 {
 		t.Errorf("mode %v, %v; want that of the folder, for a file", fi.Mode(), err)
 	}
 	if last.BytesDone != last.BytesTotal || last.BytesDone == 0 || out.Progress.TXID == 0 {
 		t.Errorf("progress ends at %+v; outcome %+v", last, out.Progress)
 	}
-	if _, err := os.Stat(scratchDir(cfg)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(cfg.Place.Scratch); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the scratch folder is left: %v", err)
 	}
 	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Start {
@@ -182,13 +267,13 @@ func TestRestoreTakesTheFoldersOwner(t *testing.T) {
 		t.Skip("needs root, to give files away")
 	}
 	cfg := config(t, filled(t, 1))
-	if err := os.Chown(filepath.Dir(cfg.DBPath), 12345, 54321); err != nil {
+	if err := os.Chown(filepath.Dir(cfg.Place.DBPath), 12345, 54321); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Run(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	fi, err := os.Stat(cfg.DBPath)
+	fi, err := os.Stat(cfg.Place.DBPath)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +296,7 @@ func TestLeftoversAreSetAside(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wal, err := os.ReadFile(foreign + "-wal") // as a crash would leave it
+	foreignWAL, err := os.ReadFile(foreign + "-wal") // as a crash would leave it
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,8 +310,8 @@ func TestLeftoversAreSetAside(t *testing.T) {
 			}
 			cfg := config(t, client)
 			left := map[string][]byte{
-				cfg.DBPath + "-wal": wal, cfg.DBPath + "-shm": []byte("x"), cfg.DBPath + "-journal": []byte("y"),
-				filepath.Join(litestreamDir(cfg.DBPath), "ltx", "0", "0000000000000009-0000000000000009.ltx"): []byte("z"),
+				cfg.Place.DBPath + "-wal": foreignWAL, cfg.Place.DBPath + "-shm": []byte("x"), cfg.Place.DBPath + "-journal": []byte("y"),
+				filepath.Join(wal.LitestreamDir(cfg.Place.DBPath), "ltx", "0", "0000000000000009-0000000000000009.ltx"): []byte("z"),
 			}
 			for path, b := range left {
 				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -244,12 +329,12 @@ func TestLeftoversAreSetAside(t *testing.T) {
 					t.Errorf("%s is still there: %v", path, err)
 				}
 			}
-			aside, err := filepath.Glob(filepath.Join(cfg.StateDir, "aside", "*", "*"))
+			aside, err := filepath.Glob(filepath.Join(stateDir(cfg), "aside", "*", "*"))
 			if err != nil || len(aside) != 4 {
 				t.Errorf("set aside: %v, %v", aside, err)
 			}
 			if !empty {
-				if n := count(t, cfg.DBPath); n != 50 {
+				if n := count(t, cfg.Place.DBPath); n != 50 {
 					t.Errorf("%d rows", n)
 				}
 			}
@@ -269,19 +354,18 @@ func TestOwnerAndMode(t *testing.T) {
 		mode    os.FileMode
 	}{
 		"an empty file of another owner": {func(cfg *Config) error {
-			return errors.Join(os.WriteFile(cfg.DBPath, nil, 0o600), os.Chown(cfg.DBPath, 1234, 1234), os.Chmod(cfg.DBPath, 0o604))
+			return errors.Join(os.WriteFile(cfg.Place.DBPath, nil, 0o600), os.Chown(cfg.Place.DBPath, 1234, 1234), os.Chmod(cfg.Place.DBPath, 0o604))
 		}, 1234, 0o604},
 		"a database of another owner": {func(cfg *Config) error {
-			cfg.Request = "1"
-			return errors.Join(os.WriteFile(cfg.DBPath, []byte("old"), 0o600), os.Chown(cfg.DBPath, 1235, 1235), os.Chmod(cfg.DBPath, 0o640))
+			cfg.What.Request = Once("1")
+			return errors.Join(os.WriteFile(cfg.Place.DBPath, []byte("old"), 0o600), os.Chown(cfg.Place.DBPath, 1235, 1235), os.Chmod(cfg.Place.DBPath, 0o640))
 		}, 1235, 0o640},
 		"a folder of another owner": {func(cfg *Config) error {
-			dir := filepath.Dir(cfg.DBPath)
+			dir := filepath.Dir(cfg.Place.DBPath)
 			return errors.Join(os.Chown(dir, 1236, 1236), os.Chmod(dir, 0o770))
 		}, 1236, 0o660},
 		"no folder": {func(cfg *Config) error {
-			cfg.DBPath = filepath.Join(filepath.Dir(cfg.DBPath), "a", "b", "app.db")
-			cfg.StateDir = filepath.Join(filepath.Dir(cfg.DBPath), ".app.db.slasha")
+			cfg.Place = place(filepath.Join(filepath.Dir(cfg.Place.DBPath), "a", "b"))
 			return nil
 		}, 0, 0o644},
 	} {
@@ -293,7 +377,7 @@ func TestOwnerAndMode(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, out, err)
 			continue
 		}
-		fi, err := os.Stat(cfg.DBPath)
+		fi, err := os.Stat(cfg.Place.DBPath)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -301,7 +385,7 @@ func TestOwnerAndMode(t *testing.T) {
 		if uid := fi.Sys().(*syscall.Stat_t).Uid; uid != c.uid || fi.Mode().Perm() != c.mode {
 			t.Errorf("%s: uid %d and mode %o, want %d and %o", name, uid, fi.Mode().Perm(), c.uid, c.mode)
 		}
-		if n := count(t, cfg.DBPath); n != 10 {
+		if n := count(t, cfg.Place.DBPath); n != 10 {
 			t.Errorf("%s: %d rows", name, n)
 		}
 	}
@@ -309,15 +393,15 @@ func TestOwnerAndMode(t *testing.T) {
 
 func TestZeroBytesCountAsMissing(t *testing.T) {
 	cfg := config(t, filled(t, 10))
-	if err := os.WriteFile(cfg.DBPath, nil, 0o600); err != nil {
+	if err := os.WriteFile(cfg.Place.DBPath, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Restore || count(t, cfg.DBPath) != 10 {
+	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Restore || count(t, cfg.Place.DBPath) != 10 {
 		t.Errorf("%+v, %v", out, err)
 	}
 	// With a WAL beside it, it is somebody's database.
 	cfg = config(t, filled(t, 10))
-	for path, content := range map[string]string{cfg.DBPath: "", cfg.DBPath + "-wal": "commits"} {
+	for path, content := range map[string]string{cfg.Place.DBPath: "", cfg.Place.DBPath + "-wal": "commits"} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -362,7 +446,7 @@ func TestDamagedReplica(t *testing.T) {
 				if !errors.As(err, &failure) {
 					t.Fatalf("%+v, %v", out, err)
 				}
-				if _, err := os.Stat(cfg.DBPath); !errors.Is(err, os.ErrNotExist) {
+				if _, err := os.Stat(cfg.Place.DBPath); !errors.Is(err, os.ErrNotExist) {
 					t.Errorf("a database was put there: %v", err)
 				}
 				t.Log(failure)
@@ -374,15 +458,15 @@ func TestDamagedReplica(t *testing.T) {
 func TestAReplicaThatComesBackInTime(t *testing.T) {
 	cfg := config(t, nil)
 	late := &lateReplica{replica: filled(t, 5), fails: 2}
-	cfg.Client, cfg.Patience = late, 10*time.Second
-	cfg.Explain = func(err error) (string, bool) { return err.Error(), true }
+	cfg.Source.Client, cfg.Source.Patience = late, 10*time.Second
+	cfg.Source.Explain = func(err error) (string, bool) { return err.Error(), true }
 	if out, err := Run(t.Context(), cfg); err != nil || out.Action != Restore {
 		t.Errorf("%+v, %v", out, err)
 	}
-	// Out of patience, it is a failure, and told as one.
+	// Out of patience, it is a failure, and the error says why.
 	cfg = config(t, &lateReplica{replica: late.replica, fails: 1 << 30})
-	cfg.Patience = 300 * time.Millisecond
-	cfg.Explain = func(error) (string, bool) { return "it sleeps", true }
+	cfg.Source.Patience = 300 * time.Millisecond
+	cfg.Source.Explain = func(error) (string, bool) { return "it sleeps", true }
 	out, err := Run(t.Context(), cfg)
 	if err == nil || out.Action != Fail || !strings.Contains(err.Error(), "it sleeps") {
 		t.Errorf("%+v, %v", out, err)

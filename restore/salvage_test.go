@@ -2,6 +2,7 @@ package restore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +18,8 @@ import (
 
 	"github.com/benbjohnson/litestream"
 	"github.com/superfly/ltx"
+
+	"github.com/slashacom/slasha-init/internal/exit"
 )
 
 // compacted is a replica with small files, and the same compacted.
@@ -65,13 +69,13 @@ func TestAroundADamagedFile(t *testing.T) {
 	if _, err := Run(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	if n := count(t, cfg.DBPath); n != 90 {
+	if n := count(t, cfg.Place.DBPath); n != 90 {
 		t.Errorf("%d rows", n)
 	}
 }
 
 // Where they don't, the error names the file and offers the newest state that is
-// whole, which is not taken until somebody asks for it; the offer holds.
+// whole. That state is restored only when somebody asks for it, and then it is there.
 func TestOfferOfAnOlderState(t *testing.T) {
 	for name, harm := range map[string]func(t *testing.T, name string){
 		"damaged": flip,
@@ -85,40 +89,87 @@ func TestOfferOfAnOlderState(t *testing.T) {
 		small := r.files(t, 0)
 		harm(t, small[3])
 		cfg := config(t, r)
-		cfg.Request = "id 1"
+		cfg.What.Request = Once("id 1")
 		before := old(t, cfg)
 		_, err := Run(t.Context(), cfg)
 		if err == nil {
-			t.Fatalf("%s: taken unasked, with %d rows", name, count(t, cfg.DBPath))
+			t.Fatalf("%s: taken unasked, with %d rows", name, count(t, cfg.Place.DBPath))
 		}
-		if after := tree(t, filepath.Dir(cfg.DBPath), cfg.StateDir); fmt.Sprint(after) != fmt.Sprint(before) {
+		if after := tree(t, filepath.Dir(cfg.Place.DBPath), stateDir(cfg)); fmt.Sprint(after) != fmt.Sprint(before) {
 			t.Errorf("%s: the old database is not as it was", name)
 		}
 		if name == "damaged" && !strings.Contains(err.Error(), "0000/"+filepath.Base(small[3])) {
 			t.Errorf("the file is not named: %v", err)
 		}
 		offer := regexp.MustCompile(`\d{4}-\d\d-\d\dT[0-9:.]+Z`).FindString(err.Error())
-		if cfg.Timestamp, err = time.Parse(time.RFC3339Nano, offer); err != nil {
+		if cfg.What.Timestamp, err = time.Parse(time.RFC3339Nano, offer); err != nil {
 			t.Fatalf("%s: no offer: %v", name, err)
 		}
-		sealed := false
-		cfg.Seal = func(context.Context) error { sealed = true; return nil }
+		// The old line is sealed, the new one noted, and then the database adopted,
+		// each before the swap.
+		var calls []string
+		cfg.Line = lineOf(&calls, cfg)
 		out, err := Run(t.Context(), cfg)
-		if err != nil || !OnNewLine(cfg.StateDir) || !sealed {
+		if err != nil {
 			t.Fatalf("%s: the offer does not hold: %+v, %v", name, out, err)
 		}
-		if n := count(t, cfg.DBPath); n != 41 {
+		if want := []string{"seal", "begin", "adopt"}; !slices.Equal(calls, want) {
+			t.Errorf("%s: before the swap: %v, want %v", name, calls, want)
+		}
+		if n := count(t, cfg.Place.DBPath); n != 41 {
 			t.Errorf("%s: %d rows, want those of the first three files", name, n)
 		}
-		// Until the replica has a snapshot of it, over restarts too.
-		if _, err := Run(t.Context(), cfg); err != nil || !OnNewLine(cfg.StateDir) {
-			t.Errorf("%s: forgotten with a restart: %+v, %v", name, out, err)
+		// A restart begins no line.
+		if _, err := Run(t.Context(), cfg); err != nil || len(calls) != 3 {
+			t.Errorf("%s: after a restart: %v, %v", name, calls, err)
 		}
-		if err := Anchored(cfg.StateDir); err != nil {
-			t.Error(err)
+	}
+}
+
+// lineOf is a line that notes which of its steps come before the swap.
+func lineOf(calls *[]string, cfg Config) Line {
+	before, _ := os.Stat(cfg.Place.DBPath)
+	note := func(step string) {
+		if now, _ := os.Stat(cfg.Place.DBPath); os.SameFile(before, now) || before == nil && now == nil {
+			*calls = append(*calls, step)
 		}
-		if _, err := Run(t.Context(), cfg); err != nil || OnNewLine(cfg.StateDir) {
-			t.Errorf("%s: not forgotten with the snapshot: %+v, %v", name, out, err)
+	}
+	return Line{
+		Seal:  func(context.Context) error { note("seal"); return nil },
+		Begin: func() error { note("begin"); return nil },
+		Adopt: func(string, ltx.TXID) error { note("adopt"); return nil },
+	}
+}
+
+// If the old line can't be kept, or the new one can't be noted, the database stays as
+// it is.
+func TestALineThatCannotBeginAnew(t *testing.T) {
+	r := filled(t, 90)
+	newest, err := config(t, r).locate(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("broken")
+	for want, spoil := range map[string]func(*Line){
+		"cannot keep what is newer than the point in time: explained": func(l *Line) { l.Seal = func(context.Context) error { return broken } },
+		"cannot note that a new line begins: broken":                  func(l *Line) { l.Begin = func() error { return broken } },
+		"broken": func(l *Line) { l.Adopt = func(string, ltx.TXID) error { return broken } },
+	} {
+		cfg := config(t, r)
+		before := old(t, cfg)
+		cfg.What = What{Request: Once("id 1"), TXID: newest.txid - 1}
+		cfg.Source.Explain = func(error) (string, bool) { return "explained", false }
+		cfg.Line = lineOf(&[]string{}, cfg)
+		spoil(&cfg.Line)
+		out, err := Run(t.Context(), cfg)
+		if err == nil || err.Error() != want || !errors.Is(err, broken) || exit.Code(err) != exit.Restore || out.Restored {
+			t.Errorf("%+v, %v, want %s", out, err, want)
+		}
+		if after := tree(t, filepath.Dir(cfg.Place.DBPath), stateDir(cfg)); !equal(before, after) {
+			t.Errorf("%s: %v, not %v", want, after, before)
+		}
+		if !IsDue(cfg.Place, cfg.What.Request) {
+			t.Errorf("%s: the request counts as carried out", want)
 		}
 	}
 }
@@ -155,7 +206,7 @@ func TestCompactionDuringARestore(t *testing.T) {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	once.Do(func() { t.Error("there was no compaction: the test shows nothing") })
-	if n := count(t, cfg.DBPath); n != 90 {
+	if n := count(t, cfg.Place.DBPath); n != 90 {
 		t.Errorf("%d rows", n)
 	}
 }
@@ -163,8 +214,8 @@ func TestCompactionDuringARestore(t *testing.T) {
 // killed is the panic of a kill.
 type killed struct{ at string }
 
-// A restore of a missing database that is killed anywhere ends right when it is
-// begun again, with nothing left over.
+// A restore of a missing database that is killed anywhere succeeds when it is begun
+// again, and leaves nothing over.
 func TestKillDuringARestoreOfAMissingDatabase(t *testing.T) {
 	r := compacted(t, 50)
 	var steps []string
@@ -188,10 +239,10 @@ func TestKillDuringARestoreOfAMissingDatabase(t *testing.T) {
 		}
 		cfg := config(t, r)
 		if random.IntN(2) == 0 { // with something of an earlier try
-			if err := os.MkdirAll(scratchDir(cfg), 0o700); err != nil {
+			if err := os.MkdirAll(cfg.Place.Scratch, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.WriteFile(filepath.Join(scratchDir(cfg), "app.db"), []byte("half"), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(cfg.Place.Scratch, "app.db"), []byte("half"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -202,17 +253,17 @@ func TestKillDuringARestoreOfAMissingDatabase(t *testing.T) {
 				}
 			}()
 			dying := cfg
-			dying.Client, dying.onStep = &tripwire{replica: r, step: step}, step
+			dying.Source.Client, dying.onStep = &tripwire{replica: r, step: step}, step
 			_, _ = Run(t.Context(), dying)
 		}()
 		if _, err := Run(t.Context(), cfg); err != nil {
 			t.Errorf("after a kill at %s: %v", name, err)
 			continue
 		}
-		if n := count(t, cfg.DBPath); n != 50 {
+		if n := count(t, cfg.Place.DBPath); n != 50 {
 			t.Errorf("after a kill at %s: %d rows", name, n)
 		}
-		for name := range tree(t, filepath.Dir(cfg.DBPath), "") {
+		for name := range tree(t, filepath.Dir(cfg.Place.DBPath), "") {
 			if name != "/app.db" {
 				t.Errorf("litter after a kill at %s: %s", steps[at], name)
 			}

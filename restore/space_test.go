@@ -15,18 +15,18 @@ import (
 // what is restored.
 func TestDatabaseSize(t *testing.T) {
 	cfg := config(t, filled(t, 100))
-	p, err := locate(t.Context(), cfg, 0)
+	p, err := cfg.locate(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan, err := fetch.Open(t.Context(), cfg.Client, p.files, fetch.Options{})
+	plan, err := fetch.Open(t.Context(), cfg.Source.Client, p.files, fetch.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Run(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	if fi, err := os.Stat(cfg.DBPath); err != nil || fi.Size() != plan.Size() {
+	if fi, err := os.Stat(cfg.Place.DBPath); err != nil || fi.Size() != plan.Size() {
 		t.Errorf("%d bytes, said to be %d; %v", fi.Size(), plan.Size(), err)
 	}
 }

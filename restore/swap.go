@@ -7,10 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
+	"github.com/slashacom/slasha-init/internal/disk"
 	"github.com/slashacom/slasha-init/internal/durable"
+	"github.com/slashacom/slasha-init/internal/wal"
 )
 
 // ledger is what we remember beside the database: which request for a restore
@@ -56,33 +57,29 @@ type swap struct {
 	Inode  uint64 `json:"inode"`
 }
 
-func ledgerFile(cfg Config) string { return filepath.Join(cfg.StateDir, "restored.json") }
-
 // asideTime names the folders of what was set aside, so that they sort by time.
 const asideTime = "20060102T150405.000000Z"
 
-func asideDir(cfg Config) string { return filepath.Join(cfg.StateDir, "aside") }
-
 // newAside names a folder for what is about to be set aside. It sorts behind those
 // that are there, also when the clock was set back meanwhile.
-func newAside(cfg Config) string {
+func newAside(p Place) string {
 	at := time.Now().UTC()
-	entries, err := os.ReadDir(asideDir(cfg))
+	entries, err := os.ReadDir(p.Aside)
 	if err == nil && len(entries) > 0 {
 		last, err := time.Parse(asideTime, entries[len(entries)-1].Name())
 		if err == nil && !last.Before(at.Truncate(time.Microsecond)) {
 			at = last.Add(time.Microsecond)
 		}
 	}
-	return filepath.Join(asideDir(cfg), at.Format(asideTime))
+	return filepath.Join(p.Aside, at.Format(asideTime))
 }
 
 // asidesKept is how many databases that were set aside are kept.
 const asidesKept = 2
 
-func readLedger(cfg Config) (ledger, error) {
+func readLedger(p Place) (ledger, error) {
 	var l ledger
-	b, err := os.ReadFile(ledgerFile(cfg))
+	b, err := p.Ledger.Read()
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return l, nil
@@ -90,31 +87,27 @@ func readLedger(cfg Config) (ledger, error) {
 		return l, fmt.Errorf("cannot read which restores were made: %w", err)
 	}
 	if err := json.Unmarshal(b, &l); err != nil {
-		return ledger{}, fmt.Errorf("%s is damaged, so nobody knows which restores were made: %w; if the database is as it should be, remove that file", ledgerFile(cfg), err)
+		return ledger{}, fmt.Errorf("%s is damaged, so it is not known which restores were made: %w; if the database is as it should be, remove that file", p.Ledger.Path(), err)
 	}
 	return l, nil
 }
 
 // write replaces the ledger: the whole old one or the whole new one is there
 // after a crash.
-func (l ledger) write(cfg Config) error {
+func (l ledger) write(p Place) error {
 	b, err := json.MarshalIndent(l, "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-		return fmt.Errorf("cannot make our folder: %w", err)
-	}
-	if err := durable.WriteFile(ledgerFile(cfg), append(b, '\n'), 0o644); err != nil {
+	if err := p.Ledger.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("cannot note a restore: %w", err)
 	}
 	return nil
 }
 
 // exchange puts a verified file in the place of the database, which is set aside
-// with all that belongs to it, and notes that the request, unless it is "", was
-// carried out. On an
-// error the old database is where it was. It returns where it was moved to, or ""
+// with all that belongs to it, and notes that a request with an id was carried out. On
+// an error the old database is where it was. It returns where that was moved to, or ""
 // when there was none.
 //
 // The steps, each on the disk before the next: the ledger says what is about to
@@ -122,25 +115,25 @@ func (l ledger) write(cfg Config) error {
 // they must never meet the new file; a second name for the old file is made in
 // our folder; one rename puts the new file in its place; the ledger says that it
 // is done. recoverSwap finishes or takes back what a crash left.
-func exchange(cfg Config, file string, request string, txid string) (aside string, err error) {
-	if fi, err := os.Lstat(cfg.DBPath); err == nil && !fi.Mode().IsRegular() {
-		return "", fmt.Errorf("%s is a link, or no file at all; name the database file itself in --db-path to restore over it", cfg.DBPath)
+func exchange(cfg Config, file, txid string) (aside string, err error) {
+	if fi, err := os.Lstat(cfg.Place.DBPath); err == nil && !fi.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is a link or is not a regular file; name the database file itself in --db-path to restore over it", cfg.Place.DBPath)
 	}
-	if err := own(file, cfg.DBPath); err != nil {
+	if err := own(file, cfg.Place.DBPath); err != nil {
 		return "", fmt.Errorf("cannot finish the restored file: %w", err)
 	}
 	fi, err := os.Stat(file)
 	if err != nil {
 		return "", err
 	}
-	l, err := readLedger(cfg)
+	l, err := readLedger(cfg.Place)
 	if err != nil {
 		return "", err
 	}
-	aside = newAside(cfg)
-	l.Swap = &swap{carriedOut: carriedOut{Request: request, At: time.Now().UTC(), TXID: txid, Aside: aside}}
-	l.Swap.Device, l.Swap.Inode = identity(fi)
-	if err := l.write(cfg); err != nil {
+	aside = newAside(cfg.Place)
+	l.Swap = &swap{carriedOut: carriedOut{Request: cfg.What.Request.id, At: time.Now().UTC(), TXID: txid, Aside: aside}}
+	l.Swap.Device, l.Swap.Inode = disk.Identity(fi)
+	if err := l.write(cfg.Place); err != nil {
 		return "", err
 	}
 	cfg.step("noted")
@@ -152,10 +145,10 @@ func exchange(cfg Config, file string, request string, txid string) (aside strin
 	}
 	// After the rename: the new one is there, and the old one is kept.
 	if failed != nil {
-		cfg.Logger.Warn("the restored database is in place, but not known to be on the disk", "error", failed)
+		cfg.Logger.Warn("the restored database is in place, but may not be safely on the disk yet", "error", failed)
 	}
 	if err != nil {
-		cfg.Logger.Warn("the restored database is in place; the next start notes that it is", "error", err)
+		cfg.Logger.Warn("the restored database is in place, but this could not be noted; the next start notes it", "error", err)
 	}
 	cfg.Logger.Warn("set the old database aside", "to", aside)
 	pruneAside(cfg, aside)
@@ -163,11 +156,11 @@ func exchange(cfg Config, file string, request string, txid string) (aside strin
 }
 
 func exchangeFiles(cfg Config, file, aside string) error {
-	dir := filepath.Dir(cfg.DBPath)
+	dir := filepath.Dir(cfg.Place.DBPath)
 	if err := os.MkdirAll(aside, 0o700); err != nil {
 		return err
 	}
-	for _, path := range belongings(cfg.DBPath) {
+	for _, path := range belongings(cfg.Place.DBPath) {
 		if err := moveIfThere(path, filepath.Join(aside, filepath.Base(path))); err != nil {
 			return err
 		}
@@ -176,11 +169,11 @@ func exchangeFiles(cfg Config, file, aside string) error {
 	if err := errors.Join(durable.SyncDir(aside), durable.SyncDir(dir)); err != nil {
 		return err
 	}
-	old := filepath.Join(aside, filepath.Base(cfg.DBPath))
-	if err := os.Link(cfg.DBPath, old); err != nil {
+	old := filepath.Join(aside, filepath.Base(cfg.Place.DBPath))
+	if err := os.Link(cfg.Place.DBPath, old); err != nil {
 		// A file system without second names: for a moment there is none at the
 		// path. recoverSwap knows.
-		if err := os.Rename(cfg.DBPath, old); err != nil {
+		if err := os.Rename(cfg.Place.DBPath, old); err != nil {
 			return err
 		}
 	}
@@ -188,28 +181,28 @@ func exchangeFiles(cfg Config, file, aside string) error {
 		return err
 	}
 	cfg.step("kept the old one")
-	if err := os.Rename(file, cfg.DBPath); err != nil {
+	if err := os.Rename(file, cfg.Place.DBPath); err != nil {
 		return err
 	}
 	cfg.step("in place")
 	return durable.SyncDir(dir)
 }
 
-// Interrupted reports whether a swap was begun and the old database is still at the
-// path, or none: until Run has ended it, that may lack its WAL. One that is only not
-// noted has put the new database there, whole.
-func Interrupted(dbPath, stateDir string) bool {
-	l, err := readLedger(Config{StateDir: stateDir})
+// Interrupted reports whether a swap was begun, and the old database or none is at the
+// path. Until Run has ended the swap, that database may lack its WAL. A swap that only
+// lacks the note of its end does not count: the new database is there, whole.
+func Interrupted(p Place) bool {
+	l, err := readLedger(p)
 	if err != nil || l.Swap == nil {
 		return err != nil
 	}
-	fi, err := os.Stat(dbPath)
+	fi, err := os.Stat(p.DBPath)
 	return err != nil || !l.Swap.isAt(fi)
 }
 
 // isAt reports whether a file is the restored one.
 func (s *swap) isAt(fi os.FileInfo) bool {
-	device, inode := identity(fi)
+	device, inode := disk.Identity(fi)
 	return device == s.Device && inode == s.Inode
 }
 
@@ -217,11 +210,11 @@ func (s *swap) isAt(fi os.FileInfo) bool {
 // reports whether the new database is in place. It is called after each, and
 // before anything else at a start.
 func recoverSwap(cfg Config) (inPlace bool, err error) {
-	l, err := readLedger(cfg)
+	l, err := readLedger(cfg.Place)
 	if err != nil || l.Swap == nil {
 		return false, err
 	}
-	fi, err := os.Stat(cfg.DBPath)
+	fi, err := os.Stat(cfg.Place.DBPath)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return false, err
 	}
@@ -231,40 +224,40 @@ func recoverSwap(cfg Config) (inPlace bool, err error) {
 				l.add(l.Swap.carriedOut)
 			}
 			l.Swap = nil
-			return true, l.write(cfg)
+			return true, l.write(cfg.Place)
 		}
 	}
 	if err == nil && !isOld(cfg, l.Swap, fi) {
-		cfg.Logger.Warn("somebody has put another database into the place of the one that was being replaced; what belonged to that stays aside", "aside", l.Swap.Aside)
+		cfg.Logger.Warn("another database is in the place of the one that was being replaced; the files of the old one stay set aside", "aside", l.Swap.Aside)
 		l.Swap = nil
-		return false, l.write(cfg)
+		return false, l.write(cfg.Place)
 	}
 	if err := putBack(cfg, l.Swap, errors.Is(err, os.ErrNotExist)); err != nil {
 		return false, err
 	}
 	l.Swap = nil
-	return false, l.write(cfg)
+	return false, l.write(cfg.Place)
 }
 
 // isOld reports whether the file at the path is still the one that was to be
-// replaced. As long as it has no second name, nothing has been seen to the contrary.
+// replaced. Until that one has a second name, nothing shows the contrary.
 func isOld(cfg Config, s *swap, there os.FileInfo) bool {
-	old, err := os.Stat(filepath.Join(s.Aside, filepath.Base(cfg.DBPath)))
+	old, err := os.Stat(filepath.Join(s.Aside, filepath.Base(cfg.Place.DBPath)))
 	return err != nil || os.SameFile(old, there)
 }
 
 // putBack moves everything back to where it was: the old database stays. It is
 // missing where it could not be given a second name.
 func putBack(cfg Config, s *swap, missing bool) error {
-	old := filepath.Join(s.Aside, filepath.Base(cfg.DBPath))
+	old := filepath.Join(s.Aside, filepath.Base(cfg.Place.DBPath))
 	if missing {
-		if err := moveIfThere(old, cfg.DBPath); err != nil {
+		if err := moveIfThere(old, cfg.Place.DBPath); err != nil {
 			return err
 		}
 	} else if err := os.Remove(old); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err // it is only a second name
 	}
-	for _, path := range belongings(cfg.DBPath) {
+	for _, path := range belongings(cfg.Place.DBPath) {
 		from := filepath.Join(s.Aside, filepath.Base(path))
 		if _, err := os.Lstat(path); err == nil {
 			continue // it was not moved
@@ -273,7 +266,7 @@ func putBack(cfg Config, s *swap, missing bool) error {
 			return err
 		}
 	}
-	if err := durable.SyncDir(filepath.Dir(cfg.DBPath)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(cfg.Place.DBPath)); err != nil {
 		return err
 	}
 	_ = os.Remove(s.Aside) // only if empty
@@ -286,7 +279,7 @@ func belongings(dbPath string) []string {
 	for _, suffix := range companions {
 		paths = append(paths, dbPath+suffix)
 	}
-	return append(paths, litestreamDir(dbPath))
+	return append(paths, wal.LitestreamDir(dbPath))
 }
 
 func moveIfThere(from, to string) error {
@@ -296,20 +289,12 @@ func moveIfThere(from, to string) error {
 	return nil
 }
 
-// identity is what a file keeps when it is renamed.
-func identity(fi os.FileInfo) (device, inode uint64) {
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		return uint64(st.Dev), st.Ino //nolint:unconvert // a different type on other architectures
-	}
-	return 0, 0
-}
-
 // pruneAside removes the oldest databases that were set aside, but never the one
-// that just was. What is not a database, a WAL that was left behind alone, is kept:
-// nobody has decided against it.
+// that just was. It keeps a folder without a database, such as one with a WAL that was
+// left behind alone: nobody has decided to give that up.
 func pruneAside(cfg Config, newest string) {
-	// Not by a pattern: the path is somebody's, and may hold a * or a [.
-	all := asideDir(cfg)
+	// A glob pattern would not work: the path is the user's and may contain a * or a [.
+	all := cfg.Place.Aside
 	entries, err := os.ReadDir(all) // sorted by name, and so by time
 	if err != nil {
 		cfg.Logger.Warn("cannot look at what was set aside", "error", err)
@@ -318,7 +303,7 @@ func pruneAside(cfg Config, newest string) {
 	var dirs []string
 	for _, e := range entries {
 		dir := filepath.Join(all, e.Name())
-		if _, err := os.Lstat(filepath.Join(dir, filepath.Base(cfg.DBPath))); err == nil {
+		if _, err := os.Lstat(filepath.Join(dir, filepath.Base(cfg.Place.DBPath))); err == nil {
 			dirs = append(dirs, dir)
 		}
 	}

@@ -2,8 +2,6 @@ package supervisor
 
 import (
 	"bufio"
-	"bytes"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -41,7 +39,7 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // find returns the file that a shell would execute for name with the app's PATH.
 func find(name string, env []string) (string, error) {
 	if name == "" {
-		return "", &StartError{File: name, Why: "is no command: the name is empty", NotFound: true}
+		return "", &StartError{File: name, Why: "is not a command: the name is empty", NotFound: true}
 	}
 	if strings.Contains(name, "/") {
 		return name, nil
@@ -103,7 +101,7 @@ func diagnose(file string, user *User, err error) error {
 		}
 		return &StartError{File: file, Why: "or its interpreter does not exist", NotFound: true}
 	case errors.Is(err, syscall.ENOEXEC):
-		return &StartError{File: file, Why: "is no program for this machine (" + kind(file) + ")"}
+		return &StartError{File: file, Why: "is not a program for this machine (" + kind(file) + ")"}
 	}
 	return &StartError{File: file, Why: "can't be executed: " + err.Error()}
 }
@@ -122,19 +120,8 @@ func interpreter(file string) string {
 		}
 		return ""
 	}
-	e, err := elf.NewFile(f)
-	if err != nil {
-		return ""
-	}
-	for _, p := range e.Progs {
-		if p.Type == elf.PT_INTERP && p.Filesz < 4096 {
-			name := make([]byte, p.Filesz)
-			if _, err := p.ReadAt(name, 0); err == nil {
-				return string(bytes.TrimRight(name, "\x00"))
-			}
-		}
-	}
-	return ""
+	h, _ := readELF(f)
+	return h.interpreter
 }
 
 // kind says what a file that the kernel does not know looks like.
@@ -144,8 +131,8 @@ func kind(file string) string {
 		return "its format is unknown"
 	}
 	defer func() { _ = f.Close() }()
-	if e, err := elf.NewFile(f); err == nil {
-		return fmt.Sprintf("it is built for %s, this is %s", strings.ToLower(strings.TrimPrefix(e.Machine.String(), "EM_")), runtime.GOARCH)
+	if h, ok := readELF(f); ok {
+		return fmt.Sprintf("it is built for %s, this is %s", h.machine, runtime.GOARCH)
 	}
 	return "a script needs a first line like #!/bin/sh"
 }

@@ -2,8 +2,8 @@
 //
 // Go's runtime and the initialisers of a hundred packages run before main does.
 // A signal that arrives in that time meets Go's default: TERM ends the process
-// with a code that is nobody's, and so do HUP, USR1 and the rest, although no app
-// has had a chance to see them. To block them would not help: Go's threads
+// with a code that nobody chose, and so do HUP, USR1 and the rest, although no app
+// has had a chance to see them. It would not help to block them: Go's threads
 // unblock HUP, INT, QUIT and TERM.
 //
 // So a constructor, which the C library calls before Go's runtime begins,
@@ -13,8 +13,9 @@
 // for the signals that are Go's own: faults, and those to itself.
 //
 // os/signal would not do even later: it merges real-time signals of one number,
-// leaves out SIGRTMIN, which then ends the process, and does not tell who sent a
-// signal, so that the runtime's own SIGURG can't be told from one that was sent.
+// leaves out SIGRTMIN, which then ends the process, and does not say who sent a
+// signal, so that the runtime's own SIGURG can't be distinguished from one that
+// was sent.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -88,7 +89,7 @@ static void on_signal(int number, siginfo_t *info, void *context) {
 	} else if (number != SIGPIPE || info->si_pid != getpid()) {
 		// A SIGPIPE with ourselves as the sender is raised by a connection that
 		// ended. A record is shorter than PIPE_BUF, so a write is whole or not at
-		// all; nobody can be told of the latter.
+		// all; the latter can't be reported to anybody.
 		struct slasha_signal s = {number, info->si_code};
 		if (write(inbox[1], &s, sizeof s) == -1)
 			errno = saved;

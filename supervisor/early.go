@@ -19,7 +19,7 @@ const lastSignal = 64
 // arrival is a signal that came.
 type arrival struct {
 	syscall.Signal
-	fromKernel bool // a terminal's, or one that tells of a child or of a fault
+	fromKernel bool // a terminal's, or one that reports a child or a fault
 	wasIgnored bool // when we began: whoever started us does not want us to act on it
 }
 
@@ -32,8 +32,8 @@ func catchable(sig syscall.Signal) bool {
 // wasIgnored reports whether a signal was ignored when the process began.
 func wasIgnored(sig syscall.Signal) bool { return C.slasha_was_ignored(C.int(sig)) != 0 }
 
-// catchAll sees to it that the handler has every signal, and returns the pipe
-// that it writes to. It is called on the thread that is to take them.
+// catchAll makes the handler take every signal, and returns the pipe that it writes
+// to. It is called on the thread that is to take the signals.
 func catchAll() (*os.File, error) {
 	inbox := C.slasha_inbox()
 	if inbox < 0 {
@@ -57,8 +57,8 @@ func catchAll() (*os.File, error) {
 	return os.NewFile(uintptr(inbox), "signals"), nil
 }
 
-// readSignals calls receive for each signal in the order of arrival. Whether
-// a batch was so full that the pipe may have lost some is told to lost.
+// readSignals calls receive for each signal in the order of arrival. It calls lost
+// after a batch that was so full that the pipe may have lost some.
 func readSignals(inbox *os.File, receive func(arrival), lost func()) {
 	const size = C.sizeof_struct_slasha_signal
 	buf := make([]byte, size*1024)

@@ -19,14 +19,14 @@ const (
 	// patience bounds the wait for killed processes: one in an uninterruptible
 	// system call (a dead network file system) dies when the kernel lets it.
 	patience = 2 * time.Second
-	// lookAgain is for processes whose end nobody tells us: those of docker exec
+	// lookAgain is for processes whose end nobody reports to us: those of docker exec
 	// have a parent outside.
 	lookAgain = 10 * time.Millisecond
 )
 
 // sweep ends every process that is left: helpers in the background, orphans, as
 // PID 1 also those of docker exec. Any of them may be writing to a database.
-// Those in the process groups that were told already are not told twice.
+// Those in a process group that has had its stop signal don't get it twice.
 func (r *run) sweep(budget time.Duration, force bool) {
 	left := r.others()
 	if len(left) == 0 {
@@ -88,7 +88,7 @@ func (r *run) noneBefore(end time.Time, sig syscall.Signal) bool {
 	}
 }
 
-// process is what /proc tells of one.
+// process is what /proc says of one.
 type process struct{ pid, parent, group int }
 
 func pids(list []process) []int {
@@ -127,8 +127,8 @@ func (p process) signal(sig syscall.Signal) {
 }
 
 // others lists the processes that live and are ours to end: as PID 1 all of the
-// namespace, otherwise our descendants. Where /proc can't tell, PID 1 still can
-// end everybody: then the list is -1, as for kill(2).
+// namespace, otherwise our descendants. Where /proc does not show them,
+// PID 1 can still end all of them: then the list is -1, as for kill(2).
 func (r *run) others() []process {
 	self := os.Getpid()
 	if self != 1 && !hasChildren() {

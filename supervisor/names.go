@@ -32,9 +32,9 @@ func ParseSignal(word string) (syscall.Signal, error) {
 	sig := signalNumber(strings.ToUpper(strings.TrimSpace(word)))
 	switch {
 	case sig <= 0 || sig > lastSignal:
-		return 0, fmt.Errorf("is no signal; write it like TERM, SIGQUIT, 15 or RTMIN+3")
+		return 0, fmt.Errorf("is not a signal; write it like TERM, SIGQUIT, 15 or RTMIN+3")
 	case !catchable(sig) || sig == syscall.SIGCHLD:
-		return 0, fmt.Errorf("is no signal that asks a program for something; write one like TERM, INT or QUIT")
+		return 0, fmt.Errorf("is not a signal that asks a program to do something; write one like TERM, INT or QUIT")
 	}
 	return sig, nil
 }

@@ -22,7 +22,7 @@ type Prefix struct {
 }
 
 const (
-	// longestLine is where a line is broken that does not end.
+	// longestLine is where a line that does not end is broken.
 	longestLine = 64 << 10
 	// lastLines is how long a finish waits for somebody to read the last lines.
 	lastLines = 500 * time.Millisecond
@@ -65,7 +65,7 @@ func (p *Prefix) copy(to io.Writer, from *os.File, label []byte) {
 				whole = append(whole, '\n')
 			}
 			p.mu.Lock()
-			_, _ = to.Write(whole) // a reader that is gone can't be told so; the app must go on
+			_, _ = to.Write(whole) // when the reader is gone, the app must go on all the same
 			p.mu.Unlock()
 		}
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {

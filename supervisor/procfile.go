@@ -43,7 +43,7 @@ func ParseProcfile(text []byte) ([]Entry, error) {
 		case !found:
 			return nil, fmt.Errorf("line %d has no colon; write it like: web: /app serve", i+1)
 		case !ValidType(name):
-			return nil, fmt.Errorf("line %d: %q is no process type: a word of letters, digits, - and _", i+1, name)
+			return nil, fmt.Errorf("line %d: %q is not a process type: a word of letters, digits, - and _", i+1, name)
 		case command == "":
 			return nil, fmt.Errorf("line %d: %s has no command", i+1, name)
 		case strings.ContainsRune(command, 0):
@@ -55,7 +55,7 @@ func ParseProcfile(text []byte) ([]Entry, error) {
 		entries = append(entries, Entry{name, command})
 	}
 	if len(entries) == 0 {
-		return nil, errors.New("names no process; write a line like: web: /app serve")
+		return nil, errors.New("has no process; write a line like: web: /app serve")
 	}
 	return entries, nil
 }
@@ -84,7 +84,7 @@ func ParseFormation(words string) (Formation, error) {
 		_, twice := f[name]
 		switch {
 		case !found || !ValidType(name):
-			return nil, fmt.Errorf("is no formation at %q; write it like web=1,worker=2", part)
+			return nil, fmt.Errorf("is wrong at %q; write it like web=1,worker=2", part)
 		case err != nil || n > mostProcesses:
 			return nil, fmt.Errorf("has no number from 0 to %d for %s; write it like web=1,worker=2", mostProcesses, name)
 		case twice:
@@ -125,7 +125,7 @@ func (f Formation) Commands(entries []Entry, env []string) ([]Command, error) {
 	}
 	switch {
 	case len(commands) == 0:
-		return nil, errors.New("asks for no process at all")
+		return nil, errors.New("asks for zero processes")
 	case len(commands) > mostProcesses:
 		return nil, fmt.Errorf("asks for %d processes; at most %d can run", len(commands), mostProcesses)
 	}
@@ -180,7 +180,7 @@ func Words(line string) ([]string, error) {
 		words = append(words, word.String())
 	}
 	if len(words) == 0 || words[0] == "" {
-		return nil, errors.New("names no program")
+		return nil, errors.New("has no program")
 	}
 	if strings.Contains(words[0], "=") || builtin[words[0]] {
 		return []string{"/bin/sh", "-c", line}, nil // a variable for the command, or a word of the shell

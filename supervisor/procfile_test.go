@@ -46,11 +46,11 @@ func TestParseProcfile(t *testing.T) {
 		t.Errorf("%+v, %v", entries, err)
 	}
 	for text, says := range map[string]string{
-		"":                                     "names no process",
-		"# only this\n":                        "names no process",
+		"":                                     "has no process",
+		"# only this\n":                        "has no process",
 		"web: /app\nworker /app":               "line 2 has no colon",
-		"web 1: /app":                          `line 1: "web 1" is no process type`,
-		": /app":                               "is no process type",
+		"web 1: /app":                          `line 1: "web 1" is not a process type`,
+		": /app":                               "is not a process type",
 		"web:":                                 "line 1: web has no command",
 		"web: a\n\nweb: b":                     "line 3: web is there already, in line 1",
 		"web: a\x00b":                          "zero byte",
@@ -85,13 +85,13 @@ func TestFormation(t *testing.T) {
 		}
 	}
 	for words, says := range map[string]string{
-		"":                   "is no formation",
-		"web":                "is no formation",
-		"web=1,":             "is no formation",
+		"":                   "is wrong at",
+		"web":                "is wrong at",
+		"web=1,":             "is wrong at",
 		"web=-1":             "has no number from 0 to 256 for web",
 		"web=1000":           "has no number",
 		"web=1,web=2":        "names web twice",
-		"web=0":              "asks for no process at all",
+		"web=0":              "asks for zero processes",
 		"clock=1":            "asks for clock, which is not in the Procfile",
 		"odd=1":              "asks for odd, whose command in the Procfile has a quote",
 		"web=200,worker=200": "asks for 400 processes",

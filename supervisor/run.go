@@ -114,7 +114,7 @@ func (r *run) stop(res *Result) {
 	deadline := time.NewTimer(share)
 	defer deadline.Stop()
 
-	reason := "it was asked for"
+	reason := "a request"
 	switch {
 	case res.Exit.Err != nil:
 		reason = "a process could not be started"
@@ -127,8 +127,8 @@ func (r *run) stop(res *Result) {
 	if r.cfg.OnStopping != nil {
 		r.cfg.OnStopping(reason)
 	}
-	// A stop signal has been passed on already, by the signal goroutine, and the
-	// group of a leader that ended has been told by reap.
+	// A stop signal has been passed on already, by the signal goroutine, and reap has
+	// signalled the group of a leader that ended.
 	if res.StopSignal == 0 {
 		r.signalAll(r.signals.tell())
 		r.mu.Lock()
@@ -178,7 +178,7 @@ func left(res *Result, cfg Config) time.Duration {
 	return time.Until(res.Began.Add(cfg.StopTimeout)).Round(time.Millisecond)
 }
 
-// report tells of each process once that it has ended.
+// report logs the end of each process, once.
 func (r *run) report(res *Result) {
 	r.mu.Lock()
 	var gone []child
@@ -259,7 +259,7 @@ func (r *run) forward(a arrival) {
 	r.signalAll(a.Signal)
 }
 
-// signalAll sends a signal to whom it goes by the scope.
+// signalAll sends a signal to those whom the scope names.
 func (r *run) signalAll(sig syscall.Signal) {
 	if r.cfg.Scope == Child {
 		r.signal(sig, 1)

@@ -61,7 +61,7 @@ func (s *signals) receive(a arrival) {
 }
 
 // isStop: TERM and INT always stop the container, and so does the signal that
-// the app is stopped by. HUP and QUIT are the app's to interpret, so they stop it
+// stops the app. HUP and QUIT are the app's to interpret, so they stop it
 // only while there is no app.
 func (s *signals) isStop(sig syscall.Signal) bool {
 	switch sig {
@@ -123,8 +123,7 @@ func (s *signals) passedOn(sig syscall.Signal) syscall.Signal {
 	return sig
 }
 
-// tell returns by which signal processes are told to stop when no signal has
-// come.
+// tell returns the signal that asks processes to stop when no stop signal has come.
 func (s *signals) tell() syscall.Signal {
 	s.mu.Lock()
 	defer s.mu.Unlock()

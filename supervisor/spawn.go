@@ -46,8 +46,8 @@ type how struct {
 // it returns without an error, the program has been executed: the group is
 // there for signals. The rest is inherited: umask, limits (Go puts back the one
 // that it raised for itself), signal mask, ignored signals and the working
-// directory, by not naming it: one that we may not enter, or that is gone, is
-// inherited all the same.
+// directory. That one is not named, because one that we may not enter, or that is
+// gone, is inherited all the same.
 func (s *spawner) start(c Command, h how) (pid int, err error) {
 	file, err := find(c.Args[0], c.Env)
 	if err != nil {

@@ -1,11 +1,11 @@
 // Package supervisor runs processes as PID 1 should: it forwards every signal
 // exactly once, reaps every orphan, stops what it started inside a budget, and
-// tells with which code to exit. It knows no SQLite and no S3.
+// returns the exit code. It knows nothing of SQLite and S3.
 //
 // What it guarantees:
-//   - New takes all signals. One that arrives before a process runs is either
-//     obeyed (a stop signal: nothing is started) or kept and delivered once the
-//     processes exist.
+//   - New takes all signals. One that arrives before a process runs is kept, and
+//     delivered once the processes exist. Run starts them even after a stop signal:
+//     whoever would rather not start them asks StopSignal first.
 //   - There is one owner of wait, so no exit code is lost to a race.
 //   - The first process to end ends all.
 //   - When Run returns, no process that it started is alive, nor any that those
@@ -141,12 +141,12 @@ type child struct {
 	nth  int  // its place in the order in which they were reaped
 	told bool // reported
 
-	warned bool // its group has been told to stop, though no signal has come
+	warned bool // its group has got the stop signal, though none has come to us
 }
 
 // New takes all signals and starts to reap. Call it once, first of all. What
 // arrived before it, from the first instant of the process, arrives now; early.c
-// tells how. The error says that the system gave us no pipe.
+// explains how. The error says that the system gave us no pipe.
 func New() (*Supervisor, error) {
 	s := &Supervisor{
 		children: make(map[int]*child),

@@ -97,7 +97,7 @@ func TestStopAs(t *testing.T) {
 		t.Errorf("delivered %v, want %v", got, want)
 	}
 	if s.tell() != syscall.SIGUSR1 {
-		t.Errorf("processes are told by %v", s.tell())
+		t.Errorf("processes are asked to stop by %v", s.tell())
 	}
 }
 

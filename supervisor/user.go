@@ -14,10 +14,10 @@ import (
 type User struct {
 	UID, GID uint32
 	Groups   []uint32 // supplementary
-	name     string   // as it was asked for
+	name     string   // as the setting names it
 }
 
-// String returns the user as it was asked for.
+// String returns the user as the setting names it.
 func (u *User) String() string { return u.name }
 
 func (u *User) credential() *syscall.Credential {
@@ -51,7 +51,7 @@ func LookupUser(words string) (*User, error) {
 		}
 	case entry != nil:
 		if u.GID, err = number(entry.Gid); err != nil {
-			return nil, fmt.Errorf("has the group %q in /etc/passwd, which is no number", entry.Gid)
+			return nil, fmt.Errorf("has the group %q in /etc/passwd, which is not a number", entry.Gid)
 		}
 		ids, err := entry.GroupIds()
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -83,13 +83,13 @@ func lookup(who string) (*user.User, uint32, error) {
 		return entry, uid, nil
 	}
 	if isNumeral(who) || who == "" {
-		return nil, 0, errors.New("is no user; write a name, a uid from 0 to 4294967294, or uid:gid")
+		return nil, 0, errors.New("is not a user; write a name, a uid from 0 to 4294967294, or uid:gid")
 	}
 	entry, err := user.Lookup(who)
 	var unknown user.UnknownUserError
 	switch {
 	case errors.As(err, &unknown):
-		return nil, 0, errors.New("is no user of this image's /etc/passwd; write one that is, or a number")
+		return nil, 0, errors.New("is not in this image's /etc/passwd; write a user that is, or a number")
 	case err != nil:
 		return nil, 0, fmt.Errorf("can't be looked up in this image; write a number (%w)", err)
 	}

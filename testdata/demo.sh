@@ -41,7 +41,7 @@ start() {
 	die "the app did not start"
 }
 
-synced() { # waits until all that was written is in the replica
+synced() { # waits until everything that was written is in the replica
 	for _ in $(seq 200); do
 		if curl -sf "http://$health/healthz" >"$work/health.json" &&
 			grep -q '"pending_since": null' "$work/health.json" &&
@@ -77,7 +77,7 @@ sed -n 's/.*msg=\(decided\|restored\)/   \1/p' "$work/init.log"
 echo "   $after entries are back"
 [ "$after" = "$before" ] || die "$before entries before, $after after"
 
-say "5. And on it goes."
+say "5. The app goes on."
 curl -sf -d "name=Margaret" -d "text=too" "http://$app/entries" >/dev/null
 echo "   $(curl -sf "http://$app/count") entries"
 kill -TERM "$pid"

@@ -89,8 +89,8 @@ func file(content string, perm os.FileMode) func(*rig) string {
 var foreign = "\x7fELF\x02\x01\x01" + strings.Repeat("\x00", 9) + "\x02\x00\xf3\x00\x01\x00\x00\x00" + strings.Repeat("\x00", 28) + "\x40\x00\x38\x00\x00\x00\x40\x00\x00\x00\x00\x00"
 
 // defended waits until the process has blocked or caught a signal: its first
-// instant as an init. One that waits for signals by sigtimedwait shows them as
-// not blocked; such a one is seen by its child.
+// instant as an init. An init that waits for signals by sigtimedwait shows them as
+// not blocked; it is recognized by its child.
 func (p *run) defended(sig syscall.Signal) {
 	p.r.until("the init takes signals", func() error {
 		if exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.init)); filepath.Base(exe) != filepath.Base(p.r.path) {
@@ -103,7 +103,7 @@ func (p *run) defended(sig syscall.Signal) {
 	})
 }
 
-// has says whether a signal is in a set of the init's, by its name in
+// has reports whether a signal is in a set of the init's. set is a name of
 // proc_pid_status(5).
 func (p *run) has(set string, sig syscall.Signal) bool {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.init))
@@ -125,9 +125,9 @@ var checks = []check{
 	{name: "128+n for an app that crashed", run: exits(139, "sh", "-c", "kill -SEGV $$")},
 	{name: "128+n for a real-time signal", run: exits(128+37, "sh", "-c", "kill -37 $$")},
 	{name: "127 and the name, for a file that is not there", why: "the log does not say which file", run: refuses(127, func(*rig) string { return "/no/such/file" }, itself)},
-	{name: "127 for a name that is not in PATH", why: "the code can't be told from the app's", run: refuses(127, func(*rig) string { return "no-such-program" }, itself)},
-	{name: "126 and the name, for a file without permission", why: "the code can't be told from the app's", run: refuses(126, file("#!/bin/sh\n", 0o644), itself)},
-	{name: "126 for a folder", why: "the code can't be told from the app's", run: refuses(126, func(r *rig) string { return r.TempDir() }, itself)},
+	{name: "127 for a name that is not in PATH", why: "the code can't be distinguished from the app's", run: refuses(127, func(*rig) string { return "no-such-program" }, itself)},
+	{name: "126 and the name, for a file without permission", why: "the code can't be distinguished from the app's", run: refuses(126, file("#!/bin/sh\n", 0o644), itself)},
+	{name: "126 for a folder", why: "the code can't be distinguished from the app's", run: refuses(126, func(r *rig) string { return r.TempDir() }, itself)},
 	{name: "a missing interpreter is named", why: "\"no such file\" about a file that is there costs people an afternoon", run: refuses(127, file("#!/no/such/shell\n", 0o755), words("/no/such/shell"))},
 	{name: "126 and the reason, for another architecture", why: "\"exec format error\" does not say that the image is for another machine", run: refuses(126, file(foreign, 0o755), words("riscv"))},
 	{name: "an orphan's code is not the app's", run: func(r *rig) {
@@ -271,7 +271,7 @@ var checks = []check{
 			r.Errorf("the child could not finish")
 		}
 	}},
-	{name: "a helper that is told to stop is told once", run: func(r *rig) {
+	{name: "a helper gets one stop signal, not two", run: func(r *rig) {
 		p := r.start(options{}, "sh", "-c", testbed.Probe(r)+` stubborn & trap "exit 0" TERM; echo trapped; while :; do sleep 0.01; done`)
 		p.says("ready")
 		p.says("trapped")
@@ -372,7 +372,7 @@ var checks = []check{
 			r.Errorf("it is not")
 		}
 	}},
-	{name: "and reaches an app that has a handler for it all the same", why: "a server under nohup can't be told to reload", run: func(r *rig) {
+	{name: "and reaches an app that has a handler for it all the same", why: "a server under nohup can't be made to reload", run: func(r *rig) {
 		p := r.start(options{wrap: `trap "" HUP; exec "$@"`}, testbed.Probe(r), "signals")
 		p.says("ready")
 		if r.ours { // While it starts its child it ignores what that is to ignore.
@@ -449,7 +449,7 @@ var checks = []check{
 			r.Errorf("it is closed")
 		}
 	}},
-	{name: "a closed stdin does not become a file of somebody's", run: func(r *rig) {
+	{name: "a closed stdin does not become another open file", run: func(r *rig) {
 		s := r.state(options{wrap: `exec "$@" <&-`})
 		if v := value(s, "fd 0"); v != "" && !strings.HasPrefix(v, "20000") {
 			r.Errorf("it is %s", v)
@@ -462,7 +462,7 @@ var checks = []check{
 			r.Errorf("uid %s", got)
 		}
 	}},
-	{name: "the app can't read the init's memory and environment", why: "a secret of the init's is the app's too, when both run as one user", run: func(r *rig) {
+	{name: "the app can't read the init's memory and environment", why: "the app can read the init's secrets when both run as one user", run: func(r *rig) {
 		p := r.start(options{user: true}, "sh", "-c", "cat /proc/$PPID/environ >/dev/null 2>&1 && echo open; sleep 0")
 		p.ends(0)
 		if count(strings.ReplaceAll(p.Stdout.String(), "\x00", "\n"), "open") > 0 {
@@ -614,8 +614,8 @@ var checks = []check{
 	}},
 }
 
-// helpers checks that what an app leaves behind is asked, waited for, and not
-// killed in the middle.
+// helpers checks that the processes that an app leaves behind are asked to stop and
+// waited for, and not killed in the middle of their work.
 func helpers(how string) func(*rig) {
 	return func(r *rig) {
 		dir := r.TempDir()

@@ -16,7 +16,7 @@ var (
 )
 
 // TestConformance wants ours to pass every check. With -peers it examines the
-// others too, whose failures are told and fail nothing.
+// others too; their failures are logged and don't fail the test.
 func TestConformance(t *testing.T) {
 	testbed.NeedRoot(t)
 	t.Parallel()
@@ -41,7 +41,7 @@ func TestConformance(t *testing.T) {
 				r := &result{check: c, subject: s.name, pid1: pid1}
 				results = append(results, r)
 				t.Run(fmt.Sprintf("%s/%s/%s", s.name, where(pid1), c.name), func(t *testing.T) {
-					if !*peers { // whom we don't wait for as long as for ours
+					if !*peers { // peers get less patience than ours, so each of their checks runs alone
 						t.Parallel()
 					}
 					r.failure = examine(t, s, pid1, c.run)
@@ -119,7 +119,7 @@ func save(t *testing.T, all []subject, table string, results []*result) {
 		b.WriteString(" " + s.name + " |")
 	}
 	b.WriteString("\n|---|" + strings.Repeat("---|", len(all)) + "\n")
-	var told strings.Builder
+	var notes strings.Builder
 	for _, c := range checks {
 		fmt.Fprintf(&b, "| %s |", c.name)
 		var failed []string
@@ -136,10 +136,10 @@ func save(t *testing.T, all []subject, table string, results []*result) {
 			if c.why != "" {
 				sentence = ": " + c.why
 			}
-			fmt.Fprintf(&told, "- **%s**%s. %s.\n", c.name, sentence, strings.Join(failed, "; "))
+			fmt.Fprintf(&notes, "- **%s**%s. %s.\n", c.name, sentence, strings.Join(failed, "; "))
 		}
 	}
-	b.WriteString("\n## What was seen where a peer fails\n\n" + told.String())
+	b.WriteString("\n## What was seen where a peer fails\n\n" + notes.String())
 	testbed.WriteDocument(t, "pid1.md", "conformance", b.String())
 }
 

@@ -26,7 +26,7 @@ type subject struct {
 	command func(o options, pid1 bool) []string // the init's own words, before the app's
 }
 
-// options are what a check asks of an init, where it can be asked.
+// options are what a check asks of an init, where the init has such an option.
 type options struct {
 	wrap    string   // a shell script that sets the scene and ends with exec "$@"
 	env     []string // beside PATH
@@ -216,7 +216,7 @@ func (r *rig) adopt(p *testbed.Process) *run {
 	return run
 }
 
-// until waits for something that the kernel does not tell.
+// until waits for something that the kernel does not report.
 func (r *rig) until(what string, ok func() error) {
 	end := time.Now().Add(r.patience)
 	for {

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// Breaker stands in front of an S3 server and breaks what it is told to, on the
+// Breaker stands in front of an S3 server and breaks what a test asks for, on the
 // level of requests; Proxy does it on that of connections. The Host header goes
 // through as it is, so signatures hold.
 type Breaker struct {
@@ -30,9 +30,9 @@ type Breaker struct {
 	asked  []Asked
 }
 
-// StartBreaker starts a breaker in front of upstream, which passes everything on
-// until it is told otherwise. The seed decides which requests are broken where
-// that is to happen to some of them.
+// StartBreaker starts a breaker in front of upstream. It passes everything on until a
+// test asks for a fault. The seed decides which requests are broken if the fault is to
+// hit only some of them.
 func StartBreaker(t testing.TB, upstream string, seed uint64) *Breaker {
 	t.Helper()
 	b := &Breaker{random: rand.New(rand.NewPCG(seed, 0))}
@@ -123,13 +123,13 @@ func (b *Breaker) LoseReplies(share float64, method string) {
 		}
 		b.count()
 		forward.ServeHTTP(httptest.NewRecorder(), r)
-		panic(http.ErrAbortHandler) // net/http closes the connection, without a word
+		panic(http.ErrAbortHandler) // net/http closes the connection without an answer
 	})
 }
 
-// Swallow makes it take in every request, and never say a word: a connection whose
-// other end is gone. What was swallowed stays so after Heal, until the client
-// gives up.
+// Swallow makes it take in every request and never answer, like a connection whose other
+// end is gone. A request that was swallowed stays so after Heal, until the client gives
+// up.
 func (b *Breaker) Swallow() {
 	b.set(1, func(_ http.Handler, _ http.ResponseWriter, r *http.Request) bool {
 		b.count()

@@ -47,7 +47,7 @@ func Stat(pid, field int) string {
 	return rest[field-3]
 }
 
-// Lives says whether there is a process that has not ended. A zombie has.
+// Lives reports whether a process exists and has not ended. A zombie has ended.
 func Lives(pid int) bool {
 	state := Stat(pid, 3)
 	return state != "" && state != "Z"

@@ -154,7 +154,7 @@ func (s *S3) OfficialRestore(output string) {
 	MustRun(s.t, nil, 2*time.Minute, Tool(s.t, "litestream"), "restore", "-config", config, "-o", output, output)
 }
 
-// Proxy stands between slasha-init and a server, and breaks what it is told to.
+// Proxy stands between slasha-init and a server, and breaks what a test asks for.
 type Proxy struct {
 	Addr string // of the proxy itself
 	api  string

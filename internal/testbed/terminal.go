@@ -13,8 +13,8 @@ import (
 
 // StartOnTerminal runs a prepared command on a new terminal, and returns the end of
 // it where somebody types. What is written on the terminal is in the process's
-// Stdout. The process leads a session; whether the terminal is the session's, is for
-// the caller to say.
+// Stdout. The process leads a session, whose controlling terminal this is if
+// controlling is true.
 func StartOnTerminal(t testing.TB, cmd *exec.Cmd, controlling bool) (*Process, *os.File) {
 	t.Helper()
 	master, tty, err := pty.Open()

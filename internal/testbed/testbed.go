@@ -50,8 +50,8 @@ var root = func() string {
 
 var builds sync.Mutex
 
-// make runs a target of the Makefile, so that a test run by itself has what it
-// needs. make test has built it before, outside the tests' time limit.
+// makeTarget runs a target of the Makefile, so that a test that is run by itself has
+// what it needs. make test has built it before, outside the tests' time limit.
 func makeTarget(t testing.TB, target string) string {
 	t.Helper()
 	builds.Lock()
@@ -97,7 +97,7 @@ func Guestbook(t testing.TB) string {
 	return makeTarget(t, "bin/guestbook")
 }
 
-// Probe returns the path of the program that tells what it was given.
+// Probe returns the path of the program that reports what it was given.
 func Probe(t testing.TB) string {
 	t.Helper()
 	return makeTarget(t, "bin/probe")
@@ -284,7 +284,7 @@ func Contains(text string) func(string) (struct{}, bool) {
 }
 
 // Eventually calls ok until it returns nil, and fails the test with its last
-// error when it does not in time. It is for conditions that nobody tells of.
+// error when it does not in time. It is for conditions that nothing reports.
 func Eventually(t testing.TB, atMost time.Duration, ok func() error) {
 	t.Helper()
 	deadline := time.NewTimer(atMost)

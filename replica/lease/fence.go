@@ -102,8 +102,8 @@ func (l *Lease) isOpen() time.Duration {
 }
 
 // Do runs f, which writes the replica, while the lease is valid: its context ends
-// with the lease, and goes on with each renewal. What was not over by then has
-// failed, whatever f says, as its outcome is not known: the error is a
+// with the lease, and goes on with each renewal. If f is not done by then, it has
+// failed, whatever it returns, because its outcome is not known: the error is a
 // *NotHeldError or a *LostError. Where no lease can be had, f runs without one.
 func (l *Lease) Do(ctx context.Context, f func(ctx context.Context) error) error {
 	if l.State().Name == Unsupported {
@@ -117,8 +117,8 @@ func (l *Lease) Do(ctx context.Context, f func(ctx context.Context) error) error
 	defer cancel()
 	defer context.AfterFunc(valid, cancel)()
 	err := f(fenced{ctx, l})
-	if barred := l.barred(true); barred != nil {
-		return barred
+	if why := l.barred(true); why != nil {
+		return why
 	}
 	return err
 }
@@ -151,8 +151,8 @@ func (l *Lease) barred(usable bool) error {
 	return &NotHeldError{Err: l.failure}
 }
 
-// Reader returns r, to be read within Do: it ends when the lease does. It can do
-// what r can do of seeking and reading at an offset, which uploaders look for.
+// Reader returns r, to be read within Do: it ends when the lease does. It can seek and
+// read at an offset if r can, because uploaders look for that.
 func (l *Lease) Reader(r io.Reader) io.Reader {
 	plain := reader{r, l}
 	s, ok := r.(io.ReadSeeker)
@@ -199,7 +199,7 @@ type fenced struct {
 	lease *Lease
 }
 
-// over is closed.
+// over is a closed channel.
 var over = func() <-chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 func (f fenced) Done() <-chan struct{} {

@@ -5,13 +5,13 @@
 // A lease is a small record in the replica that is written only on the condition
 // that it is still the one that was read. Its holder writes it anew every third of
 // its time to live (TTL), and stops uploading before the TTL has passed since the
-// last time that this worked. Whoever wants it waits until the record has not
+// last time that this worked. An instance that wants it waits until the record has not
 // changed for a whole TTL, on a clock of its own: no two clocks are ever compared,
 // so they may be minutes apart.
 //
-// What it can't do: an upload that was handed to the network while the lease was
-// valid and gets there only when the TTL is over. For that, the last sixth of the
-// TTL is left free.
+// A lease can't stop an upload that was handed to the network while the lease was
+// valid and arrives only when the TTL is over. The last sixth of the TTL is left free
+// for such an upload to arrive.
 package lease
 
 import (
@@ -23,6 +23,9 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/slashacom/slasha-init/internal/durable"
+	"github.com/slashacom/slasha-init/internal/exit"
 )
 
 // Store keeps the record. Both methods are asked by one goroutine at a time.
@@ -33,7 +36,7 @@ type Store interface {
 	Read(ctx context.Context) (data []byte, tag string, age time.Duration, err error)
 	// Write writes the record if it has the tag, or with an empty tag if there is
 	// none. The error is os.ErrExist when that is not so, and errors.ErrUnsupported
-	// when the place knows no conditions.
+	// when the place does not support conditions.
 	Write(ctx context.Context, data []byte, ifTag string) (tag string, err error)
 }
 
@@ -42,15 +45,13 @@ type Config struct {
 	Store Store
 	TTL   time.Duration
 
-	// Host is what people are told of us.
+	// Host names this instance for people.
 	Host string
-	// Replica names the place for Memory: where conditions have been seen to work.
+	// Replica names the place for the memory (see RememberIn): where conditions have
+	// been seen to work.
 	Replica string
-	// Memory is a file on the volume whose lock we hold: what this volume's last
-	// start held is taken back at once. Empty where the volume can't be locked.
-	Memory string
 
-	// OnState is told what has changed, from the goroutine that found out. It must
+	// OnState is called with each new state, by the goroutine that found it. It must
 	// neither block nor ask the lease. Optional.
 	OnState func(State)
 
@@ -62,12 +63,12 @@ type Name string
 
 // The states of a lease.
 const (
-	Unknown     Name = "unknown"     // the replica has not told yet
+	Unknown     Name = "unknown"     // the replica has not answered yet
 	Waiting     Name = "waiting"     // another instance holds it
 	Held        Name = "held"        // ours
 	Lapsed      Name = "lapsed"      // ours, but not renewed in time: nothing is uploaded
 	Lost        Name = "lost"        // another instance has taken it, for good
-	Unsupported Name = "unsupported" // the replica knows no conditions, so there is none
+	Unsupported Name = "unsupported" // the replica does not support conditions, so there is no lease
 	Released    Name = "released"    // given back
 )
 
@@ -85,12 +86,21 @@ func (e *HeldError) Error() string {
 	return "another instance holds this replica's lease: " + e.By
 }
 
+// ExitCode is exit.Held.
+func (e *HeldError) ExitCode() int { return exit.Held }
+
 // LostError says that another instance has taken the lease that was ours.
 type LostError struct{ By string }
 
 func (e *LostError) Error() string {
-	return "the lease of this replica was lost to another instance: " + e.By
+	return "another instance has taken this replica's lease: " + e.By
 }
+
+// ExitCode is exit.Held.
+func (e *LostError) ExitCode() int { return exit.Held }
+
+// Final is true: this instance may never write the replica again.
+func (e *LostError) Final() bool { return true }
 
 // NotHeldError says that nothing may be written, for now.
 type NotHeldError struct {
@@ -113,10 +123,11 @@ type Lease struct {
 	clock func() at
 	fence fence
 
-	turn chan struct{} // has room for one: who has put into it may speak with the store
+	turn chan struct{} // has room for one: the goroutine that has put into it may use the store
 
 	mu       sync.Mutex
 	p        protocol
+	note     *durable.Note // of the memory; nil where there is none
 	memory   memory
 	state    State
 	failure  error // of the newest try, nil when it worked
@@ -148,9 +159,18 @@ func newLease(cfg Config, clock func() at) *Lease {
 	return l
 }
 
+// RememberIn says where the memory lies: a note on the volume whose lock we hold. What
+// this volume's last start held is taken back at once then. Call it before Take and
+// Keep. A nil note is for a volume that can't be locked: it remembers nothing.
+func (l *Lease) RememberIn(note *durable.Note) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.note = note
+}
+
 // Take returns when the lease is held, or can't be: the error is a *HeldError when
-// ctx has ended while another instance had it, and errors.ErrUnsupported when
-// nobody ever can have it here. Any other is that of the store, when it did not
+// ctx has ended while another instance had it, and errors.ErrUnsupported when no
+// instance can ever have it here. Any other is that of the store, when it did not
 // answer at first, or of ctx.
 func (l *Lease) Take(ctx context.Context) error {
 	l.recall()
@@ -217,14 +237,14 @@ func (l *Lease) settled() error {
 func (l *Lease) recall() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.p.mine != nil || l.cfg.Memory == "" {
+	if l.p.mine != nil || l.note == nil {
 		return
 	}
-	m, err := load(l.cfg.Memory)
+	m, err := load(*l.note)
 	if err != nil {
-		l.cfg.Logger.Warn("what the last start here held is not known, so it is waited for", "error", err)
+		l.cfg.Logger.Warn("can't read which lease the last start here held, so this start waits for it", "error", err)
 	}
-	if err := m.with(l.p.me).save(l.cfg.Memory); err != nil {
+	if err := m.with(l.p.me).save(*l.note); err != nil {
 		l.cfg.Logger.Warn("the next start here will have to wait for this one's lease", "error", err)
 	}
 	l.memory = m
@@ -232,8 +252,8 @@ func (l *Lease) recall() {
 	l.p.epochs = max(l.p.epochs, m.Epoch)
 }
 
-// longestAsk is for how long one request may take. It is small; what takes longer
-// than this is better made anew.
+// longestAsk is how long one request may take. Requests are small, so one that takes
+// longer is better made again.
 const longestAsk = 5 * time.Second
 
 // step does the next thing that is due, or rests until it is.
@@ -245,12 +265,7 @@ func (l *Lease) step(ctx context.Context) error {
 	}
 	defer func() { <-l.turn }()
 
-	l.mu.Lock()
-	m := l.p.next(l.clock())
-	known := l.cfg.Memory != "" && l.memory.Replica == l.cfg.Replica
-	first := !l.p.owned
-	l.mu.Unlock()
-
+	m, known, first := l.next()
 	ask, cancel := context.WithTimeout(ctx, min(max(l.cfg.TTL/margins, time.Second), longestAsk))
 	defer cancel()
 	switch m.kind {
@@ -273,7 +288,7 @@ func (l *Lease) step(ctx context.Context) error {
 		if err == nil && first && !known {
 			err = l.probe(ask, m.rec)
 			if errors.Is(err, errors.ErrUnsupported) {
-				// Nobody shall wait for what says nothing.
+				// No instance should wait for a lease that keeps nobody off.
 				gone := m.rec
 				gone.Released = true
 				_, _ = l.write(ask, gone, tag)
@@ -286,6 +301,15 @@ func (l *Lease) step(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// next returns the protocol's next move, whether conditions are known to work here, and
+// whether the lease would be ours for the first time.
+func (l *Lease) next() (m move, known, first bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m = l.p.next(l.clock())
+	return m, l.note != nil && l.memory.Replica == l.cfg.Replica, !l.p.owned
 }
 
 func (l *Lease) read(ctx context.Context) (*found, error) {
@@ -306,8 +330,8 @@ func (l *Lease) write(ctx context.Context, rec record, ifTag string) (string, er
 // noTag is a tag that no content has.
 const noTag = `"00000000000000000000000000000000"`
 
-// probe asks for what must be refused, now that the record is ours to spoil. Some
-// services take a condition that they don't know for none.
+// probe makes writes that must be refused, now that the record is ours to spoil. Some
+// services ignore a condition that they don't know.
 func (l *Lease) probe(ctx context.Context, rec record) error {
 	for _, wrong := range []string{"", noTag} {
 		_, err := l.write(ctx, rec, wrong)
@@ -352,7 +376,7 @@ func (l *Lease) wrote(rec record, tag string, err error) {
 	case errors.Is(err, os.ErrExist):
 		l.p.wrote(now, conflict, "")
 	case errors.Is(err, errors.ErrUnsupported):
-		l.cfg.Logger.Warn("the replica's service knows no conditional writes: a second instance on another volume will not be noticed", "error", err)
+		l.cfg.Logger.Warn("the replica's service does not support conditional writes: a second instance on another volume will not be noticed", "error", err)
 		l.set(State{Name: Unsupported})
 		return
 	default:
@@ -363,16 +387,16 @@ func (l *Lease) wrote(rec record, tag string, err error) {
 }
 
 func (l *Lease) remember(m memory) {
-	if l.cfg.Memory == "" {
+	if l.note == nil {
 		return
 	}
-	if err := m.save(l.cfg.Memory); err != nil {
-		l.cfg.Logger.Warn("the next start here will probe the replica's service anew", "error", err)
+	if err := m.save(*l.note); err != nil {
+		l.cfg.Logger.Warn("the next start here will probe the replica's service again", "error", err)
 	}
 	l.memory = m
 }
 
-// judge says which state the protocol is in now.
+// judge sets the state that the protocol is in now.
 func (l *Lease) judge() {
 	now := l.clock()
 	switch {
@@ -442,7 +466,8 @@ func (l *Lease) Release(ctx context.Context) error {
 				return err
 			}
 		}
-		// A write whose answer was lost, our own release, or somebody else's.
+		// The record is a write of ours whose answer was lost, our own release, or another
+		// instance's.
 		f, err := l.read(ctx)
 		if err != nil || f == nil || f.rec.Owner != l.p.me || f.rec.Released {
 			return err

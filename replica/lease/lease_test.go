@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/slashacom/slasha-init/internal/durable"
 )
 
 // shelf is a replica in memory, with what can go wrong on the way to it.
@@ -25,7 +27,7 @@ type shelf struct {
 	age    time.Duration
 	writes int
 
-	away       atomic.Bool  // nobody answers
+	away       atomic.Bool  // it does not answer
 	loseNext   atomic.Int64 // so many writes are made and their answers lost
 	ignore     atomic.Bool  // conditions are ignored
 	ignoreTags atomic.Bool  // only those of a tag are
@@ -88,6 +90,13 @@ func testLease(t *testing.T, s Store, change func(*Config)) *Lease {
 	return New(cfg)
 }
 
+// remembering gives a lease its memory, in a file.
+func remembering(l *Lease, file string) *Lease {
+	note := durable.NoteAt(file)
+	l.RememberIn(&note)
+	return l
+}
+
 func keep(t *testing.T, l *Lease) (ended <-chan error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -148,8 +157,7 @@ func TestTakeAndRelease(t *testing.T) {
 	}
 }
 
-// A holder that is gone without a word is waited for, a TTL long, on the waiting
-// one's own clock.
+// A lease waits for a holder that has vanished for a whole TTL, on its own clock.
 func TestAbandoned(t *testing.T) {
 	s := &shelf{}
 	if err := take(t, testLease(t, s, nil), 5*time.Second); err != nil {
@@ -165,8 +173,8 @@ func TestAbandoned(t *testing.T) {
 	}
 }
 
-// Who waits for another holder goes on waiting while the replica is away: that says
-// nothing of the holder.
+// An instance that waits for a holder goes on waiting while the replica is away: that
+// says nothing about the holder.
 func TestWaitingOutlastsAnOutage(t *testing.T) {
 	s := &shelf{}
 	first, second := testLease(t, s, func(c *Config) { c.TTL = time.Hour }), testLease(t, s, nil)
@@ -187,7 +195,7 @@ func TestWaitingOutlastsAnOutage(t *testing.T) {
 	}
 }
 
-// How long to wait is up to the holder's TTL, not one's own.
+// How long to wait depends on the holder's TTL, not on one's own.
 func TestAbandonedWithALongerTTL(t *testing.T) {
 	s := &shelf{}
 	if err := take(t, testLease(t, s, func(c *Config) { c.TTL = time.Hour }), 5*time.Second); err != nil {
@@ -205,35 +213,37 @@ func TestAbandonedWithALongerTTL(t *testing.T) {
 }
 
 // The volume's own lease is taken back at once, with a higher epoch: also when
-// the answer to the first write was lost, and nobody but the volume knows of it.
+// the answer to the first write was lost, and only the volume knows of it.
 func TestTakenBack(t *testing.T) {
 	s := &shelf{}
 	file := filepath.Join(t.TempDir(), "lease.json")
-	set := func(c *Config) { c.TTL, c.Memory, c.Replica = time.Hour, file, "s3://b/p" }
-	if err := take(t, testLease(t, s, set), 5*time.Second); err != nil {
+	here := func() *Lease {
+		return remembering(testLease(t, s, func(c *Config) { c.TTL, c.Replica = time.Hour, "s3://b/p" }), file)
+	}
+	if err := take(t, here(), 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	s.loseNext.Store(1)
-	second := testLease(t, s, set)
+	second := here()
 	if err := take(t, second, 5*time.Second); !errors.Is(err, errAway) {
 		t.Fatalf("a lost answer: %v", err)
 	}
-	third := testLease(t, s, set)
+	third := here()
 	if err := take(t, third, 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	if got := third.State(); got.Name != Held || got.Epoch != 3 {
 		t.Errorf("the third: %+v", got)
 	}
-	if m, err := load(file); err != nil || len(m.Owners) != 1 || m.Epoch != 3 || m.Replica != "s3://b/p" {
+	if m, err := load(durable.NoteAt(file)); err != nil || len(m.Owners) != 1 || m.Epoch != 3 || m.Replica != "s3://b/p" {
 		t.Errorf("the volume remembers %+v, %v", m, err)
 	}
-	// A write by somebody else since makes it a stranger's.
+	// Another instance has written since, so it is a stranger's.
 	if err := os.WriteFile(file, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var held *HeldError
-	if err := take(t, testLease(t, s, set), 200*time.Millisecond); !errors.As(err, &held) {
+	if err := take(t, here(), 200*time.Millisecond); !errors.As(err, &held) {
 		t.Errorf("without the memory: %v", err)
 	}
 }
@@ -246,12 +256,11 @@ func TestACopyOfTheVolume(t *testing.T) {
 	if err := os.Mkdir(volume, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	on := func(dir string) func(*Config) {
-		return func(c *Config) {
-			c.TTL, c.Memory, c.Replica = time.Hour, filepath.Join(dir, "lease.json"), "s3://b/p"
-		}
+	on := func(dir string) *Lease {
+		l := testLease(t, s, func(c *Config) { c.TTL, c.Replica = time.Hour, "s3://b/p" })
+		return remembering(l, filepath.Join(dir, "lease.json"))
 	}
-	if err := take(t, testLease(t, s, on(volume)), 5*time.Second); err != nil {
+	if err := take(t, on(volume), 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	duplicate := volume + " copied"
@@ -259,14 +268,14 @@ func TestACopyOfTheVolume(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	var held *HeldError
-	if err := take(t, testLease(t, s, on(duplicate)), 200*time.Millisecond); !errors.As(err, &held) {
+	if err := take(t, on(duplicate), 200*time.Millisecond); !errors.As(err, &held) {
 		t.Errorf("on a copy: %v", err)
 	}
 	moved := volume + " mounted elsewhere"
 	if err := os.Rename(volume, moved); err != nil {
 		t.Fatal(err)
 	}
-	if err := take(t, testLease(t, s, on(moved)), 5*time.Second); err != nil {
+	if err := take(t, on(moved), 5*time.Second); err != nil {
 		t.Errorf("on the volume itself: %v", err)
 	}
 }
@@ -277,11 +286,11 @@ func TestMemoryThatCantBeRead(t *testing.T) {
 	if err := os.WriteFile(file, []byte("\x00\x00"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l := testLease(t, s, func(c *Config) { c.Memory = file })
+	l := remembering(testLease(t, s, nil), file)
 	if err := take(t, l, 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := load(file); err != nil || len(m.Owners) != 1 {
+	if m, err := load(durable.NoteAt(file)); err != nil || len(m.Owners) != 1 {
 		t.Errorf("the volume remembers %+v, %v", m, err)
 	}
 }
@@ -344,7 +353,7 @@ func eventually(t *testing.T, ok func() bool) {
 }
 
 // The replica is away for longer than the TTL: uploads that are under way end,
-// none begins, and all goes on when it is back, if nobody came between.
+// none begins, and all goes on when it is back, if no other instance came between.
 func TestLapse(t *testing.T) {
 	s := &shelf{}
 	l := testLease(t, s, nil)
@@ -392,8 +401,8 @@ func TestLapse(t *testing.T) {
 	}
 }
 
-// Somebody else has come between: it is lost for good, and nothing of the other's
-// is touched.
+// Another instance has come between: the lease is lost for good, and the record of the
+// other one is not touched.
 func TestLost(t *testing.T) {
 	s := &shelf{}
 	l := testLease(t, s, nil)
@@ -439,8 +448,8 @@ func TestRecordDeleted(t *testing.T) {
 	}
 }
 
-// A service that ignores conditions is found out, and what the probe has written
-// holds nobody up. Uploads go on without a lease.
+// A service that ignores conditions is detected, and no instance has to wait for what
+// the probe has written. Uploads go on without a lease.
 func TestUnsupported(t *testing.T) {
 	for name, change := range map[string]func(*shelf){
 		"all":     func(s *shelf) { s.ignore.Store(true) },
@@ -549,7 +558,7 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("a TTL of %v", d)
 		}
 		if h := r.holder(); len(h) > 600 || strings.ContainsFunc(h, func(c rune) bool { return c < ' ' || c == 0x7f }) {
-			t.Errorf("the holder is told as %q", h)
+			t.Errorf("the holder is called %q", h)
 		}
 	})
 }

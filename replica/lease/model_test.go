@@ -224,7 +224,7 @@ func (w *world) pass() bool {
 	return true
 }
 
-// forget brings what is so long ago that it makes no difference to one value, so
+// forget sets times that are so long ago that they make no difference to one value, so
 // that the number of states is finite.
 func (n *node) forget() {
 	const long = -modelTTL - tick
@@ -264,9 +264,8 @@ func (w *world) running() bool {
 	return slices.ContainsFunc(w.nodes, func(n node) bool { return n.up && n.p.phase != lost })
 }
 
-// key is the same for states between which nothing that can happen makes a
-// difference. Renewals and epochs are only ever compared with one another, so they
-// count by their rank.
+// key is the same for states that nothing that can happen distinguishes. Renewals and
+// epochs are only ever compared with one another, so they count by their rank.
 func (w *world) key() []byte {
 	var recs []*record
 	for i := range w.nodes {

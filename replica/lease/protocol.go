@@ -91,7 +91,7 @@ type protocol struct {
 	tag   string // what is to be replaced
 
 	seen  found // of somebody else
-	since at    // when seen had been read first
+	since at    // when seen was first read
 }
 
 // next returns what to do, and notes that it is being done.
@@ -120,7 +120,7 @@ func (p *protocol) wrote(now at, how outcome, tag string) {
 	switch how {
 	case written:
 		p.phase, p.tag, p.owned = holding, tag, true
-		// From before it was sent: whoever reads it begins to wait later.
+		// Counted from before it was sent: an instance that reads it begins to wait later.
 		p.until = p.sent + p.ttl - p.margin
 		p.again = p.sent + p.ttl/renewals
 	case conflict:

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -41,8 +39,8 @@ func (r record) encode() []byte {
 	return append(b, '\n')
 }
 
-// decode reads what may have been written by anybody. What is no record counts as
-// somebody else's: it is waited for like one, and then written over.
+// decode reads what anybody may have written. Data that is not a record counts as
+// another instance's: we wait for it like for one, and then write over it.
 func decode(data []byte) record {
 	var r record
 	if err := json.Unmarshal(data, &r); err != nil || r.Owner == "" {
@@ -79,8 +77,8 @@ func (r record) holder() string {
 	return fmt.Sprintf("%s, epoch %d", host, r.Epoch)
 }
 
-// memory is what lies on the volume, beside the database. Who has the volume's
-// lock is the only one who has it.
+// memory is what lies on the volume, beside the database. Only the holder of the
+// volume's lock uses it.
 type memory struct {
 	// Owners are those whose record may be in the replica: that of the last start,
 	// and those of starts since that never learned whether theirs got there.
@@ -105,10 +103,10 @@ func (m memory) with(owner string) memory {
 	return m
 }
 
-// load reads the memory. What can't be read is as good as nothing: then the lease
-// is waited for.
-func load(file string) (memory, error) {
-	b, err := os.ReadFile(file)
+// load reads the memory. If it can't be read, it counts as empty: then we wait for the
+// lease.
+func load(note durable.Note) (memory, error) {
+	b, err := note.Read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return memory{}, nil
 	}
@@ -119,17 +117,17 @@ func load(file string) (memory, error) {
 	if err != nil {
 		return memory{}, fmt.Errorf("read the note of the lease: %w", err)
 	}
-	if m.Place != place(file) {
+	if m.Place != place(note.Dir()) {
 		m.Owners = nil
 	}
 	return m, nil
 }
 
-// place names the folder of a file: it keeps its inode and the time of its birth
-// when it is renamed, mounted elsewhere or started from again, and a copy has others.
-func place(file string) string {
+// place names a folder: it keeps its inode and the time of its birth
+// when it is renamed, mounted elsewhere or used by another start, and a copy has others.
+func place(dir string) string {
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, filepath.Dir(file), 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
+	if err := unix.Statx(unix.AT_FDCWD, dir, 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
 		return ""
 	}
 	if st.Mask&unix.STATX_BTIME == 0 {
@@ -139,13 +137,13 @@ func place(file string) string {
 }
 
 // save writes the memory, and returns when it is on the disk.
-func (m memory) save(file string) error {
-	m.Place = place(file)
+func (m memory) save(note durable.Note) error {
+	m.Place = place(note.Dir()) // which exists: the volume's lock lies there
 	b, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	if err := durable.WriteFile(file, append(b, '\n'), 0o644); err != nil {
+	if err := note.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("note the lease: %w", err)
 	}
 	return nil

@@ -33,7 +33,7 @@ const (
 	Quick Kind = iota
 	// Full is PRAGMA integrity_check: that too, which takes several times as long.
 	Full
-	// Off is none. The checksums of the replica's files are looked at all the same.
+	// Off: SQLite checks nothing. The checksums of the replica's files are still checked.
 	Off
 )
 
@@ -69,7 +69,7 @@ func File(ctx context.Context, path string, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("open the restored database: %w", err)
 	}
-	if fi.Size() < smallest { // nothing at all is a sound database to SQLite
+	if fi.Size() < smallest { // SQLite takes an empty file for a sound database
 		return &DamagedError{Finding: fmt.Sprintf("it has %d bytes", fi.Size())}
 	}
 	vfs, done := through(cfg.Rest)
@@ -88,7 +88,7 @@ func File(ctx context.Context, path string, cfg Config) error {
 		return failure(ctx, err)
 	}
 	defer func() { _ = conn.Close() }()
-	// Any size has SQLite ask for pages in place, which windows.c answers.
+	// With any size here, SQLite asks for pages in place, and windows.c answers that.
 	if _, err := conn.ExecContext(ctx, "PRAGMA mmap_size = 1"); err != nil {
 		return failure(ctx, err)
 	}
@@ -122,7 +122,7 @@ func File(ctx context.Context, path string, cfg Config) error {
 const smallest = 512
 
 // tablesOf lists the tables, that of the schema first. Where that can't be read, the
-// file is no database.
+// file is not a database.
 func tablesOf(ctx context.Context, conn *sql.Conn) (tables []string, err error) {
 	rows, err := conn.QueryContext(ctx, "SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0")
 	if err != nil {
@@ -140,7 +140,7 @@ func tablesOf(ctx context.Context, conn *sql.Conn) (tables []string, err error) 
 	return tables, unreadable(rows.Err())
 }
 
-// unreadable is what an error means where every database can be read.
+// unreadable returns what an error means that comes from reading what every database has.
 func unreadable(err error) error {
 	if isUnknown(err) { // "unsupported file format", say
 		return &DamagedError{Finding: err.Error()}
@@ -160,15 +160,15 @@ func ask(ctx context.Context, conn *sql.Conn, pragma string) error {
 	return nil
 }
 
-// isUnknown reports whether SQLite did not understand what it was asked, which is
-// known to be right: then it is something in the schema.
+// isUnknown reports whether SQLite did not understand a statement. Ours are right, so
+// it is something in the schema that it did not understand.
 func isUnknown(err error) bool {
 	var e sqlite3.Error
 	return errors.As(err, &e) && e.Code == sqlite3.ErrError
 }
 
-// failure is what an error means: that the file is damaged, or no database, unless
-// it is of another kind.
+// failure returns what an error means: a *DamagedError when the file is damaged or is
+// not a database.
 func failure(ctx context.Context, err error) error {
 	var e sqlite3.Error
 	switch {
@@ -179,7 +179,7 @@ func failure(ctx context.Context, err error) error {
 	case errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB):
 		return &DamagedError{Finding: err.Error()}
 	case errors.As(err, &e):
-		return fmt.Errorf("SQLite can't check what was restored: %w", err)
+		return fmt.Errorf("SQLite can't check the restored database: %w", err)
 	}
 	return err
 }

@@ -113,8 +113,8 @@ func TestSound(t *testing.T) {
 	}
 }
 
-// Pages that lie side by side are read many at a time: it is what makes the check
-// fast, and nothing else would tell if it were lost.
+// Pages that lie side by side are read many at a time. That makes the check fast, and
+// no other test would fail without it.
 func TestManyPagesAtATime(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.db")
 	shapes[0].write(t, path)
@@ -209,8 +209,8 @@ func TestKinds(t *testing.T) {
 	}
 }
 
-// writeWithoutIndex changes a row in a way that the table's index does not get to know
-// of: while that is not in the schema. The quick check counts the index's entries.
+// writeWithoutIndex changes a row while the table's index is not in the schema, so that
+// the index does not match. The quick check only counts the index's entries.
 func writeWithoutIndex(t *testing.T, path string) {
 	t.Helper()
 	do := func(f func(*sql.DB) error) {
@@ -240,7 +240,7 @@ func writeWithoutIndex(t *testing.T, path string) {
 	})
 }
 
-// A check ends when it is told to, and says so.
+// A check ends with its context, and returns the context's error.
 func TestToldToEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.db")
 	shapes[0].write(t, path)
@@ -250,7 +250,7 @@ func TestToldToEnd(t *testing.T) {
 	}
 }
 
-// What is no database is damaged; what can't be opened is another matter.
+// A file that is not a database is damaged. One that can't be opened is another matter.
 func TestNoDatabase(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{"text": strings.Repeat("no database ", 1000), "empty": ""} {

@@ -105,7 +105,7 @@ static int find(struct windows *w, sqlite3_int64 offset)
 	return -1;
 }
 
-// direction tells where a walk that has come to a page goes on: 1 up, -1 down, 0
+// direction returns where a walk that has come to a page goes on: 1 up, -1 down, 0
 // not known.
 static int direction(const struct windows *w, sqlite3_int64 offset)
 {
@@ -153,7 +153,7 @@ static int fetch(sqlite3_file *file, sqlite3_int64 offset, int amount, void **pa
 	*page = NULL;
 	if (!w->page)
 		begin(w, file, amount);
-	// A page beyond the end is one that a damaged database speaks of.
+	// Only a damaged database refers to a page beyond its end.
 	if (!w->room || amount != w->page || offset < 0 || offset % amount || offset + amount > w->size)
 		return SQLITE_OK;
 	int i = find(w, offset);

@@ -73,7 +73,7 @@ func fold(state uint64, p *[8 * block]byte, rest *[8 * folded]byte) {
 		w[i+2] = binary.LittleEndian.Uint64(p[8*i+16:]) ^ z ^ t1
 		before, t3, t2, t1 = c, x, y, z
 	}
-	// The last 64 words are where folding ends, and reach nobody.
+	// Folding ends with the last 64 words: they fold into no others.
 	for i := block - 4; i < block; i++ {
 		w[i] = binary.LittleEndian.Uint64(p[8*i:]) ^ w[i-64]
 	}
@@ -85,8 +85,8 @@ func fold(state uint64, p *[8 * block]byte, rest *[8 * folded]byte) {
 	}
 }
 
-// takeIn is the state, which is the complement of a checksum, after some rounds of
-// lanes words each.
+// takeIn returns the state, which is the complement of a checksum, after some rounds
+// of lanes words each.
 func takeIn(state uint64, p []byte) uint64 {
 	// Lane i holds the sum over the words i, i+4, i+8 and so on, each times
 	// x²⁵⁶ for every step that came after it.

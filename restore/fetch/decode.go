@@ -78,7 +78,7 @@ func (d *decoder) header() error {
 		return err
 	}
 	if h.PageSize != d.pageSize {
-		return d.damaged("its pages are of %d bytes, those of the newest file of %d", h.PageSize, d.pageSize)
+		return d.damaged("its pages have %d bytes, but those of the newest file have %d", h.PageSize, d.pageSize)
 	}
 	d.count(b)
 	return nil

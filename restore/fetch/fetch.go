@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"github.com/superfly/ltx"
-	"golang.org/x/sync/errgroup"
 )
 
 // Source is where LTX files are read from. A file that is not there is
@@ -58,7 +57,7 @@ func (e *VanishedError) Unwrap() error { return e.err }
 // ErrFormat says that a file is sound as far as it was read, but of a kind that
 // only Litestream's own code reads: the first 0.5 versions packed pages
 // differently, and LiteFS keeps checksums of whole databases.
-var ErrFormat = errors.New("not a kind of LTX file that is read here")
+var ErrFormat = errors.New("this kind of LTX file is not supported")
 
 // Name is the name of a file's object below the replica's prefix.
 func Name(f *ltx.FileInfo) string {
@@ -67,8 +66,8 @@ func Name(f *ltx.FileInfo) string {
 
 // Options of a Plan. The zero value is what production uses.
 type Options struct {
-	// GiveUp reports errors that the same request will meet again. Other failures
-	// of a request are met by asking again for what is left of it, a few times.
+	// GiveUp reports errors that the same request will meet again. After any other
+	// failure of a request, the rest of it is requested again, a few times.
 	GiveUp func(error) bool
 
 	// Workers is how many reads are made at once; 0 is as many as pay.
@@ -114,7 +113,7 @@ type Plan struct {
 func Open(ctx context.Context, src Source, files []*ltx.FileInfo, opt Options) (*Plan, error) {
 	p := &Plan{src: src, opt: opt, files: needed(files)}
 	if len(p.files) == 0 || p.files[0].MinTXID != 1 {
-		return nil, errors.New("fetch: the plan begins with no snapshot")
+		return nil, errors.New("fetch: the plan does not begin with a snapshot")
 	}
 	var total int64
 	for _, f := range p.files {
@@ -124,7 +123,7 @@ func Open(ctx context.Context, src Source, files []*ltx.FileInfo, opt Options) (
 		p.opt.piece = min(max(total/mostLargeReads, smallestPiece), largestPiece)
 	}
 	last := p.files[len(p.files)-1]
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := newGroup(ctx)
 	g.Go(func() (err error) {
 		p.last, err = head(ctx, src, last, p.opt)
 		return err
@@ -137,7 +136,7 @@ func Open(ctx context.Context, src Source, files []*ltx.FileInfo, opt Options) (
 		return nil, err
 	}
 	if int64(p.last.Commit) > total/smallestFrame+1 { // one page is not in any file
-		return nil, &DamagedError{last, fmt.Sprintf("it speaks of %d pages, and all files have no room for them", p.last.Commit)}
+		return nil, &DamagedError{last, fmt.Sprintf("it says that the database has %d pages, more than all files can hold", p.last.Commit)}
 	}
 	return p, nil
 }
@@ -251,7 +250,7 @@ func (p *piece) whole() bool { return p.from == 0 && p.to == p.file.Size }
 func (j *job) run(ctx context.Context, files []*ltx.FileInfo) error {
 	var large []*layout
 	work := make(chan *piece)
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := newGroup(ctx)
 	for range j.workers(files) {
 		g.Go(func() error {
 			for p := range work {
@@ -284,11 +283,11 @@ func (j *job) run(ctx context.Context, files []*ltx.FileInfo) error {
 // mostIndexes is how many indexes are read at once.
 const mostIndexes = 8
 
-// find hands out the pieces of the files, the newest first: of a page that many
-// files have, then mostly one is written. It returns the large files, whose
+// find hands out the pieces of the files, the newest first, so that of a page that
+// many files have, mostly one version is written. It returns the large files, whose
 // checksums are known only when all of their pieces are read.
 func (j *job) find(ctx context.Context, files []*ltx.FileInfo, work chan<- *piece) (large []*layout, err error) {
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := newGroup(ctx)
 	g.SetLimit(mostIndexes)
 	send := func(p *piece) error {
 		select {
@@ -320,7 +319,7 @@ func (j *job) find(ctx context.Context, files []*ltx.FileInfo, work chan<- *piec
 			continue
 		}
 		if err := send(&piece{file: f, rank: firstRank + uint16(i), to: f.Size}); err != nil {
-			break // of a finder, which tells it
+			break // a finder has failed, and Wait returns its error
 		}
 	}
 	return large, g.Wait()

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -255,7 +256,7 @@ func TestFailingRequests(t *testing.T) {
 	}
 	away := &faulty{Source: h, random: random, failed: make(map[string]int), times: 1000}
 	if _, err := ours(t, away, h.files, Options{pause: time.Microsecond}); err == nil {
-		t.Error("a source that never gives all is no error")
+		t.Error("a source that never gives all is not an error")
 	}
 	give := Options{pause: time.Hour, GiveUp: func(err error) bool { return errors.Is(err, errAway) }}
 	if _, err := ours(t, failing{errAway}, h.files, give); !errors.Is(err, errAway) {
@@ -270,7 +271,41 @@ func (f failing) OpenLTXFile(context.Context, int, ltx.TXID, ltx.TXID, int64, in
 	return io.NopCloser(iotest.ErrReader(f.err)), nil
 }
 
-// A line that is bad says nothing of the file.
+// panicking is a source with a bug that shows after some requests.
+type panicking struct {
+	Source
+	left *atomic.Int64
+}
+
+func (p panicking) OpenLTXFile(ctx context.Context, level int, minTXID, maxTXID ltx.TXID, offset, size int64) (io.ReadCloser, error) {
+	if p.left.Add(-1) < 0 {
+		panic("a bug")
+	}
+	return p.Source.OpenLTXFile(ctx, level, minTXID, maxTXID, offset, size)
+}
+
+// A bug in any of the goroutines is a panic of the caller, who can recover it, with the
+// stack of where it was.
+func TestABugInAGoroutine(t *testing.T) {
+	h := write(t, rand.New(rand.NewPCG(8, 8)), 512, 20) //nolint:gosec // not for secrets
+	for _, piece := range []int64{1000, 1 << 20} {
+		for after := range int64(3) {
+			src := panicking{h, &atomic.Int64{}}
+			src.left.Store(after)
+			func() {
+				defer func() {
+					err, _ := recover().(error)
+					if err == nil || !strings.Contains(err.Error(), "a bug, in\n") || !strings.Contains(err.Error(), "panicking.OpenLTXFile") {
+						t.Errorf("pieces of %d, request %d: %v", piece, after, err)
+					}
+				}()
+				_, _ = ours(t, src, h.files, Options{piece: piece})
+			}()
+		}
+	}
+}
+
+// A bad line says nothing about the file.
 func TestACutConnectionIsNoDamage(t *testing.T) {
 	h := write(t, rand.New(rand.NewPCG(6, 6)), 512, 3) //nolint:gosec // not for secrets
 	_, err := ours(t, failing{io.ErrUnexpectedEOF}, h.files, Options{pause: time.Microsecond})
@@ -280,8 +315,8 @@ func TestACutConnectionIsNoDamage(t *testing.T) {
 	}
 }
 
-// A file that is gone, one that is damaged, and one of another kind are told apart, by
-// name.
+// The error distinguishes a file that is gone, one that is damaged and one of another
+// kind, and names it.
 func TestWhatIsWrong(t *testing.T) {
 	random := rand.New(rand.NewPCG(4, 4)) //nolint:gosec // not for secrets
 	h := write(t, random, 1024, 30)

@@ -20,9 +20,9 @@ type layout struct {
 	trailer [ltx.ChecksumSize]byte
 }
 
-// find reads the file's index, and tells of each piece as soon as it is known.
+// find reads the file's index, and calls found with each piece as soon as it is known.
 // The index has, for each page in order, its number, offset and size as varints.
-func (l *layout) find(ctx context.Context, src Source, opt Options, tell func(from, to int64) error) error {
+func (l *layout) find(ctx context.Context, src Source, opt Options, found func(from, to int64) error) error {
 	if l.index == 0 {
 		if err := l.measure(ctx, src, opt); err != nil {
 			return err
@@ -62,21 +62,21 @@ func (l *layout) find(ctx context.Context, src Source, opt Options, tell func(fr
 			return l.damaged("its index has page %d at %d with %d bytes, after one that ends at %d", entry[0], entry[1], entry[2], at)
 		}
 		at += int64(entry[2])
-		if at > end-endMark { // before it is asked for
-			return l.damaged("its index has page %d end at byte %d, its pages at %d", entry[0], at, end-endMark)
+		if at > end-endMark { // before it is requested
+			return l.damaged("in its index page %d ends at byte %d, but its pages end at %d", entry[0], at, end-endMark)
 		}
 		if at-from >= opt.piece {
-			if err := tell(from, at); err != nil {
+			if err := found(from, at); err != nil {
 				return err
 			}
 			from = at
 		}
 	}
 	if at != end-endMark {
-		return l.damaged("its index ends at byte %d, its pages at %d", at, end-endMark)
+		return l.damaged("its index ends at byte %d, but its pages end at %d", at, end-endMark)
 	}
 	if at > from {
-		if err := tell(from, at); err != nil {
+		if err := found(from, at); err != nil {
 			return err
 		}
 	}
@@ -116,7 +116,7 @@ func (l *layout) varint(r *reader, take func(int) ([]byte, error)) (uint64, erro
 	}
 	v, n := binary.Uvarint(b)
 	if n <= 0 {
-		return 0, l.damaged("its index is no index")
+		return 0, l.damaged("its index can't be read")
 	}
 	_, err = take(n)
 	return v, err

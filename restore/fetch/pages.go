@@ -11,7 +11,7 @@ import (
 
 // A page's rank is the place in the plan of the file that wrote it.
 const (
-	none      uint16 = 0     // nobody did
+	none      uint16 = 0     // no file did
 	earlier   uint16 = 1     // a file of an earlier run
 	firstRank uint16 = 2     // the first file of this run
 	maxRank          = 65000 // files in a run
@@ -24,8 +24,8 @@ type pages struct {
 	size uint32 // of a page, in bytes
 	rank []uint16
 
-	// lock is of rank and of the writing. File systems let one writer into a file
-	// at a time, and the others spin at its door.
+	// lock guards rank and the writing. File systems let one writer into a file at a
+	// time, and the others would spin while they wait.
 	lock sync.Mutex
 }
 

@@ -1,5 +1,5 @@
 // Command bench compares slasha-init with other inits and with litestream's own
-// -exec, in turn, in one run: absolute times hold for no other machine, and not
+// -exec, in turn, in one run: absolute times do not hold for another machine, and not
 // even for another hour of this one, but ratios do.
 //
 //	start     from exec of the init to the first line of the app
@@ -133,7 +133,7 @@ func monotonic() int64 {
 	return ts.Nano()
 }
 
-// start is the time until the app, which says its clock, runs.
+// start is the time until the app, which prints its clock, runs.
 func (c contender) start(probe string) (time.Duration, error) {
 	var out, stderr bytes.Buffer
 	cmd := c.cmd(probe, "clock")

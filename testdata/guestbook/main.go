@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	stamp := fs.Bool("stamp", false, "worker: print when each commit had returned")
 	name := fs.String("name", "", "worker: sign the entries with this and the process id, and print that with each ack")
 	chain := fs.Bool("chain", false, "worker: note in each entry which one was the newest before it; of a new database")
-	stmt := fs.String("sql", "", "worker: a statement to run now and then, like VACUUM; what comes of it is printed")
+	stmt := fs.String("sql", "", "worker: a statement to run now and then, like VACUUM; its outcome is printed")
 	stmtAfter := fs.Int("sql-after", 50, "worker: entries between two runs of --sql")
 	persist := fs.Bool("persist", false, "worker: print why an entry could not be written, and try again, instead of ending")
 	hold := fs.Bool("hold", false, "worker: keep a read transaction open as long as it runs")
@@ -213,7 +213,7 @@ type task struct {
 	persist     bool
 }
 
-// work writes entries until it is told to stop.
+// work writes entries until ctx ends.
 func (g *guestbook) work(ctx context.Context, t task) error {
 	text := strings.Repeat("x", t.size)
 	name, signed := "worker", ""
@@ -255,7 +255,7 @@ func (g *guestbook) work(ctx context.Context, t task) error {
 			fmt.Println("ack", id)
 		}
 		if t.stmt != "" && n%t.stmtAfter == 0 {
-			fmt.Println("sql:", g.tell(ctx, t.stmt))
+			fmt.Println("sql:", g.outcome(ctx, t.stmt))
 		}
 		if t.every > 0 && n%t.burst == 0 {
 			select {
@@ -268,8 +268,8 @@ func (g *guestbook) work(ctx context.Context, t task) error {
 	return nil
 }
 
-// tell runs a statement and says what came of it: its first row, or its error.
-func (g *guestbook) tell(ctx context.Context, stmt string) string {
+// outcome runs a statement and returns its first row, or its error.
+func (g *guestbook) outcome(ctx context.Context, stmt string) string {
 	rows, err := g.QueryContext(ctx, stmt)
 	if err != nil {
 		return err.Error()
@@ -312,7 +312,7 @@ func (g *guestbook) hold(ctx context.Context) (release func(), err error) {
 	return func() { _ = conn.Close() }, nil
 }
 
-// serve answers on addr until it is told to stop, and then finishes what it is at.
+// serve answers on addr until ctx ends, and then finishes what it is doing.
 func (g *guestbook) serve(ctx context.Context, addr string) error {
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {

@@ -1,4 +1,4 @@
-// probe is the app in the tests of PID 1: it tells exactly what it was given and
+// probe is the app in the tests of PID 1: it reports exactly what it was given and
 // which signals reached it. It is C because a Go program has signals, threads and
 // descriptors of its own.
 //
