@@ -33,7 +33,7 @@ const (
 	Quick Kind = iota
 	// Full is PRAGMA integrity_check: that too, which takes several times as long.
 	Full
-	// Off: SQLite checks nothing. The checksums of the replica's files are still checked.
+	// Off has SQLite check nothing. The checksums of the replica's files are still checked.
 	Off
 )
 
