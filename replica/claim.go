@@ -173,16 +173,21 @@ func (c *claim) keep() {
 	c.end, c.ended = cancel, make(chan struct{})
 	go func(ended chan<- struct{}) {
 		defer close(ended)
-		c.renew(ctx)
+		for !c.renew(ctx) && wait.For(ctx, renewAgain) {
+		}
 	}(c.ended)
 }
 
-// renew renews the lease until ctx ends, and reports when another instance has taken it.
-// The app must not die of a panic here: the renewals end, and then the lease lapses, so
-// that nothing more is uploaded.
-func (c *claim) renew(ctx context.Context) {
+// renewAgain is the pause after a bug has ended the renewals: as long as the lease is not
+// renewed, it lapses, and nothing more is uploaded.
+const renewAgain = time.Second
+
+// renew renews the lease until ctx ends or another instance has taken it, which it
+// reports. It returns false when a bug has ended it before: the app must not die of that.
+func (c *claim) renew(ctx context.Context) (done bool) {
 	defer func() {
 		if p := recover(); p != nil {
+			done = false
 			c.cfg.Logger.Error("a bug in slasha-init or Litestream, please report it", "panic", p, "stack", string(debug.Stack()))
 		}
 	}()
@@ -190,7 +195,7 @@ func (c *claim) renew(ctx context.Context) {
 	var lost *lease.LostError
 	var held *lease.HeldError
 	if !errors.As(err, &lost) && !errors.As(err, &held) {
-		return
+		return true
 	}
 	c.cfg.Logger.Error("another instance writes this replica: the app is stopped, and nothing is uploaded", "error", err)
 	c.mu.Lock()
@@ -199,6 +204,7 @@ func (c *claim) renew(ctx context.Context) {
 	if c.cfg.OnLost != nil {
 		c.cfg.OnLost(err)
 	}
+	return true
 }
 
 func (c *claim) abandon() {

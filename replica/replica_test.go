@@ -419,21 +419,33 @@ func TestLapsed(t *testing.T) {
 	r.wantLease(t, "lapsed")
 }
 
-// panicking is a store of which a request panics, once it is armed.
+// panicking is a store of which a write panics while it is armed.
 type panicking struct {
 	lease.Store
-	armed atomic.Bool
+	armed    atomic.Bool
+	panicked chan struct{} // has room for one
+	wrote    chan struct{} // has room for one
 }
 
 func (p *panicking) Write(ctx context.Context, data []byte, ifTag string) (string, error) {
 	if p.armed.Load() {
+		note(p.panicked)
 		panic("made up")
 	}
-	return p.Store.Write(ctx, data, ifTag)
+	tag, err := p.Store.Write(ctx, data, ifTag)
+	note(p.wrote)
+	return tag, err
 }
 
-// A panic while the lease is renewed is logged, and ends neither the process nor the app:
-// the lease lapses.
+func note(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// A panic while the lease is renewed is logged, and ends neither the process nor the app.
+// The lease lapses, and is held again when the renewals work again.
 func TestRenewalThatPanics(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -444,11 +456,12 @@ func TestRenewalThatPanics(t *testing.T) {
 	if !ok {
 		t.Fatalf("the right is a %T", r.right)
 	}
-	store := &panicking{Store: leaseStore{r.store}}
+	store := &panicking{Store: leaseStore{r.store}, panicked: make(chan struct{}, 1), wrote: make(chan struct{}, 1)}
 	c.lease = lease.New(lease.Config{Store: store, TTL: s.TTL, Host: "one", OnState: c.changed, Logger: c.cfg.Logger})
 	r.mustTake(t)
 	store.armed.Store(true)
-	receive(t, c.ended)
+	receive(t, store.panicked)
+	receive(t, store.panicked) // once more: it goes on after the first
 	if said := r.log.String(); !strings.Contains(said, "a bug in slasha-init or Litestream, please report it") || !strings.Contains(said, "made up") {
 		t.Errorf("the log: %s", said)
 	}
@@ -460,7 +473,16 @@ func TestRenewalThatPanics(t *testing.T) {
 	if err := upload(t.Context(), r.Writer(), 1); !errors.As(err, new(*lease.NotHeldError)) {
 		t.Error(err)
 	}
+	for len(store.wrote) > 0 {
+		<-store.wrote
+	}
 	store.armed.Store(false)
+	receive(t, store.wrote)
+	receive(t, store.wrote) // the one before counts by now
+	if err := upload(t.Context(), r.Writer(), 1); err != nil {
+		t.Error(err)
+	}
+	r.wantLease(t, "held")
 	if !r.Release() {
 		t.Error("it was not released")
 	}

@@ -76,17 +76,13 @@ var errNoFolder = errors.New("the database's folder does not exist")
 // try takes a lock alone. The error is a *HeldError when another instance holds it, or
 // errNoFolder. Where the volume has no locks, try returns no lock, and warns once.
 func (v *Volume) try(name string) (*flock, error) {
-	if _, err := os.Stat(filepath.Dir(v.cfg.DBPath)); errors.Is(err, fs.ErrNotExist) {
-		return nil, errNoFolder
-	}
 	l, err := v.open(name, v.alone)
 	switch {
 	case isHeld(err):
 		return nil, err
-	case errors.Is(err, fs.ErrNotExist): // it went away since
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, errNoFolder
-	}
-	if err != nil {
+	case err != nil:
 		v.warnOnce.Do(func() {
 			v.cfg.Logger.Warn("this volume can't be locked, so a second instance on it will go unnoticed", "error", err)
 		})

@@ -150,5 +150,10 @@ func fewRedirects(req *http.Request, via []*http.Request) error {
 	case status != http.StatusTemporaryRedirect && status != http.StatusPermanentRedirect, len(via) > 3:
 		return http.ErrUseLastResponse
 	}
+	if req.URL.Host != via[0].URL.Host {
+		// net/http drops Authorization by itself, and does not know this one. The SDK's own
+		// client drops it too.
+		req.Header.Del("X-Amz-Security-Token")
+	}
 	return nil
 }
