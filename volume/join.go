@@ -146,8 +146,8 @@ func (v *Volume) use(ready func() bool, leader string) (following, bool) {
 }
 
 // tryToLead makes the role of an instance that leads from now on, or returns nil and who
-// leads instead. It does not wait. As long as the database's folder is gone nobody can know who leads:
-// apps replace their whole data folder by renames.
+// leads instead. It does not wait. As long as the database's folder is gone, nobody can
+// know who leads: apps replace their whole data folder by renames.
 func (v *Volume) tryToLead() (r role, by string) {
 	l, err := v.try(leadLock)
 	if held, ok := errors.AsType[*HeldError](err); ok {
